@@ -35,6 +35,7 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked packages into $(VENV) (minutes the first time)"
 	@$(PIP) install -r requirements.lock
+	@rm -rf *.egg-info build/lib
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
