@@ -1,0 +1,239 @@
+"""Charts of a run: gradient scheme, signal, residual, training.
+
+Axis letters: v volumes; n sampled voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from .frames import fsl_to_world
+from .statistics import RunStatistics
+from .svg import AFTER, BEFORE, GRID, INK, style
+
+_WIDTH_IN = 10.0
+# Beyond 0.85 viridis is too pale for a white page; below 0.15 too dark for a black one.
+_SHELL_COLOURS = (0.25, 0.85)
+
+
+def shell_colours(shell_bvals: Sequence[float] | NDArray) -> list[Any]:
+    """Return a colour for each shell: grey for b=0, then along viridis."""
+    weighted = max(len(shell_bvals) - 1, 1)
+    viridis = mpl.colormaps["viridis"]
+    places = np.linspace(*_SHELL_COLOURS, weighted) if weighted > 1 else np.array([0.55])
+    return [GRID, *[mpl.colors.to_hex(viridis(place)) for place in places]]
+
+
+def gradient_chart(gradients: Any, affine: NDArray) -> Figure:
+    """Draw where the directions lie and in which order the b-values came.
+
+    Parameters
+    ----------
+    gradients
+        Has bvals (V,) in s/mm², bvecs (V, 3) in the FSL frame, shell (V,) and shell_bvals (S,).
+    affine : (4, 4) array
+        From voxels to mm: directions are shown along the axes of the world.
+    """
+    colours = shell_colours(gradients.shell_bvals)
+    with style():
+        figure = Figure(figsize=(_WIDTH_IN, 3.2))
+        sphere, order = figure.subplots(1, 2, width_ratios=(1, 2.2))
+        _draw_hemisphere(sphere, gradients, affine, colours)
+        volume = np.arange(len(gradients.bvals))
+        for shell, b in enumerate(gradients.shell_bvals):
+            here = gradients.shell == shell
+            label = f"b={b:.0f} ({here.sum()})"
+            order.plot(volume[here], gradients.bvals[here], "o", ms=4, color=colours[shell], label=label)
+        order.set(xlabel="volume", ylabel="b-value (s/mm²)", title="Order of acquisition")
+        order.set_ylim(top=1.25 * max(float(np.max(gradients.bvals)), 1.0))
+        order.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _few_entries_legend(order, len(gradients.shell_bvals))
+        order.grid(axis="y")
+        figure.tight_layout()
+    return figure
+
+
+def _draw_hemisphere(axes: Any, gradients: Any, affine: NDArray, colours: list[Any]) -> None:
+    """Equal-area projection of the upper half: g and -g measure the same."""
+    world = fsl_to_world(gradients.bvecs, affine)
+    world = np.where(world[:, 2:] < 0, -world, world)
+    radius = np.sqrt(np.clip(1 - world[:, 2], 0, None))
+    length = np.linalg.norm(world[:, :2], axis=1)
+    place = world[:, :2] * (radius / np.where(length > 0, length, 1))[:, None]
+    around = np.linspace(0, 2 * np.pi, 120)
+    axes.plot(np.cos(around), np.sin(around), color=GRID, lw=0.8)
+    axes.plot([-1, 1], [0, 0], [0, 0], [-1, 1], color=GRID, lw=0.4)
+    for shell in range(1, len(gradients.shell_bvals)):
+        here = gradients.shell == shell
+        axes.plot(*place[here].T, "o", ms=4, color=colours[shell])
+    for x, y, text in ((-1.12, 0, "L"), (1.12, 0, "R"), (0, 1.12, "A"), (0, -1.12, "P")):
+        axes.text(x, y, text, ha="center", va="center")
+    axes.set(aspect="equal", xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), title="Directions from above")
+    axes.set_axis_off()
+
+
+def signal_chart(statistics: RunStatistics, gradients: Any) -> Figure:
+    """Draw the mean signal of each volume before and after, and by how much it changed."""
+    volume = np.arange(len(statistics.mean_before))
+    change = 100 * (
+        statistics.mean_after / np.where(statistics.mean_before == 0, np.nan, statistics.mean_before) - 1
+    )
+    colours = shell_colours(gradients.shell_bvals)
+    with style():
+        figure = Figure(figsize=(_WIDTH_IN, 4.0))
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1.2))
+        top.plot(volume, statistics.mean_before, "o", ms=6, mfc="none", color=BEFORE, label="before")
+        top.plot(volume, statistics.mean_after, ".", ms=6, color=AFTER, label="after")
+        top.set(ylabel="mean signal", title="Mean signal in the brain")
+        top.set_ylim(0, 1.25 * max(float(np.nanmax(statistics.mean_before, initial=0)), 1e-6))
+        top.legend(loc="upper right", ncols=2)
+        for shell in range(len(gradients.shell_bvals)):
+            here = gradients.shell == shell
+            bottom.plot(volume[here], change[here], "o", ms=4, color=colours[shell])
+        bottom.axhline(0, color=INK, lw=0.8)
+        limit = max(2.0, float(np.nanmax(np.abs(change), initial=0)) * 1.15)
+        bottom.set(xlabel="volume", ylabel="change (%)", ylim=(-limit, limit))
+        for axes in (top, bottom):
+            axes.grid(axis="y")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.tight_layout()
+    return figure
+
+
+def carpet_chart(statistics: RunStatistics, gradients: Any, limit: float = 3.0) -> Figure:
+    """Draw the residual of sampled voxels over all volumes, and its spread per volume above."""
+    colours = shell_colours(gradients.shell_bvals)
+    n_volumes = len(statistics.residual_std)
+    volume = np.arange(n_volumes)
+    with style():
+        figure = Figure(figsize=(_WIDTH_IN, 5.2))
+        spread, carpet = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.2))
+        for shell, b in enumerate(gradients.shell_bvals):
+            here = gradients.shell == shell
+            spread.plot(
+                volume[here],
+                statistics.residual_std[here],
+                "o",
+                ms=4,
+                color=colours[shell],
+                label=f"b={b:.0f}",
+            )
+        spread.axhline(1, color=INK, lw=0.8, ls="--")
+        spread.set(ylabel="std / σ", title="Residual of each volume (dashed: noise alone)")
+        spread.set_ylim(0, max(1.4, float(np.nanmax(statistics.residual_std, initial=0)) * 1.25))
+        spread.grid(axis="y")
+        _few_entries_legend(spread, len(gradients.shell_bvals))
+        shown = carpet.imshow(
+            statistics.carpet[::-1], aspect="auto", interpolation="none", cmap="gray", vmin=-limit, vmax=limit,
+            extent=(-0.5, n_volumes - 0.5, 0, 1),
+        )  # fmt: skip
+        carpet.set(xlabel="volume", ylabel="voxels, feet to head", yticks=[])
+        carpet.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.tight_layout(rect=(0, 0, 0.93, 1))
+        place = carpet.get_position()
+        bar = figure.colorbar(shown, cax=figure.add_axes((0.94, place.y0, 0.012, place.height)))
+        bar.set_label("residual / σ")
+    return figure
+
+
+def distribution_chart(statistics: RunStatistics, gradients: Any, limit: float = 5.0) -> Figure:
+    """Draw the distribution of the residual of each shell against the Gaussian of pure noise."""
+    edges = np.linspace(-limit, limit, 81)
+    centre = (edges[1:] + edges[:-1]) / 2
+    colours = shell_colours(gradients.shell_bvals)
+    with style():
+        figure = Figure(figsize=(_WIDTH_IN, 3.0))
+        axes_pair = figure.subplots(1, 2)
+        for axes in axes_pair:
+            for shell, b in enumerate(gradients.shell_bvals):
+                values = statistics.carpet[:, gradients.shell == shell].ravel()
+                values = values[np.isfinite(values)]
+                if values.size:
+                    density, _ = np.histogram(values, edges)
+                    density = density / (values.size * np.diff(edges))
+                    label = f"b={b:.0f}: std {values.std():.2f}"
+                    axes.step(centre, density, where="mid", color=colours[shell], label=label, lw=1.5)
+            axes.plot(
+                centre,
+                np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi),
+                color=INK,
+                ls="--",
+                lw=1,
+                label="noise alone",
+            )
+            axes.set_xlabel("residual / σ")
+        axes_pair[0].set(title="Distribution of the residual", ylabel="density")
+        axes_pair[1].set(title="The same, tails enlarged (logarithmic)", yscale="log", ylim=(1e-4, 1))
+        axes_pair[0].legend(loc="upper left", fontsize=7.5)
+        figure.tight_layout()
+    return figure
+
+
+def training_chart(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw the loss over the optimiser steps, with the level that noise alone would leave.
+
+    Parameters
+    ----------
+    history
+        Rows with step, training_loss, heldout_loss (units of the noise variance; NaN where it was
+        not looked at) and learning_rate.
+    """
+    columns = {
+        key: _column(history, key) for key in ("step", "training_loss", "heldout_loss", "learning_rate")
+    }
+    with style():
+        figure = Figure(figsize=(_WIDTH_IN, 3.4))
+        if not history:
+            figure.text(0.5, 0.5, "No training: the initial weights were used as they are.", ha="center")
+            return figure
+        loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        _draw_loss(loss, columns)
+        rate.plot(columns["step"], columns["learning_rate"], color=GRID)
+        rate.set(xlabel="optimiser step", ylabel="learning\nrate", ylim=(0, None))
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        figure.tight_layout()
+    return figure
+
+
+def _draw_loss(axes: Any, columns: Mapping[str, NDArray]) -> None:
+    step, training, heldout = columns["step"], columns["training_loss"], columns["heldout_loss"]
+    seen = np.isfinite(training)
+    axes.plot(step[seen], training[seen], color=BEFORE, lw=0.6, alpha=0.45)
+    axes.plot(
+        step[seen], _running_median(training[seen]), color=BEFORE, lw=1.6, label="training (running median)"
+    )
+    checked = np.isfinite(heldout)
+    axes.plot(step[checked], heldout[checked], "o-", ms=4, color=AFTER, lw=1.6, label="held out")
+    axes.axhline(1, color=INK, lw=0.9, ls="--", label="noise alone")
+    values = np.concatenate([_running_median(training[seen]), heldout[checked], [1.0]])
+    low, high = float(values.min()), float(values.max())
+    if high > 20 * max(low, 1e-3):
+        axes.set_yscale("log")
+    else:
+        room = 0.12 * max(high - low, 0.05)
+        axes.set_ylim(low - room, high + room)
+    axes.set(ylabel="loss (noise variance)", title="Training")
+    axes.grid(axis="y")
+    axes.legend(loc="upper right", ncols=3)
+
+
+def _column(history: Sequence[Mapping[str, float]], key: str) -> NDArray[np.float64]:
+    return np.array([float(row.get(key, np.nan)) for row in history])
+
+
+def _running_median(values: NDArray, width: int = 15) -> NDArray:
+    half = width // 2
+    return np.array([np.median(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))])
+
+
+def _few_entries_legend(axes: Any, n_entries: int) -> None:
+    """A Cartesian grid in q-space has dozens of b-values: a legend would hide the chart."""
+    if n_entries <= 8:
+        axes.legend(loc="upper right", fontsize=7.5, ncols=4)

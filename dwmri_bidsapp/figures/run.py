@@ -1,0 +1,178 @@
+"""Every figure of one run, from arrays to SVG files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputOutputError
+from . import charts, pictures, svg
+from .frames import colour_fa, fsl_to_world
+from .slices import SlicePlan, plan_slices
+from .statistics import (
+    RunStatistics,
+    representative_volumes,
+    run_statistics,
+    safe_sigma,
+    shells_to_show,
+)
+
+_MD_WINDOW = (0.0, 3e-3)  # mm²/s: free water at body temperature is the upper end
+
+
+def make_run_figures(
+    noisy_xyzv: Any,
+    denoised_xyzv: Any,
+    sigma_xyz: NDArray,
+    mask_xyz: NDArray,
+    gradients: Any,
+    affine: NDArray,
+    *,
+    history: Sequence[Mapping[str, float]] = (),
+    tensors_before: Any = None,
+    tensors_after: Any = None,
+    uncertainty_xyz: NDArray | None = None,
+    out_dir: str | Path,
+    prefix: str,
+) -> dict[str, Path]:
+    """Draw one run and write ``<out_dir>/<prefix>_desc-<name>_dwi.svg`` for each figure.
+
+    Parameters
+    ----------
+    noisy_xyzv, denoised_xyzv : (X, Y, Z, V) array
+        Anything that can be sliced; one volume at a time is read.
+    sigma_xyz : (X, Y, Z) array
+        Noise standard deviation, in the unit of the signal.
+    mask_xyz : (X, Y, Z) array
+        The brain, where not 0.
+    gradients
+        :class:`~dwmri_bidsapp.gradients.Gradients`: bvals, bvecs in the FSL frame, shell, shell_bvals.
+    affine : (4, 4) array
+        From voxels to mm.
+    history
+        Rows of the training: step, learning_rate, training_loss, heldout_loss.
+    tensors_before, tensors_after
+        Have fa (X, Y, Z), md (X, Y, Z) in mm²/s and v1 (X, Y, Z, 3) in the FSL frame; left out of the
+        figures when None.
+    uncertainty_xyz : (X, Y, Z) array
+        Standard deviation of the error that is left, in the unit of the signal.
+    out_dir
+        Made when it does not exist.
+    prefix
+        Entities of the run: ``sub-01_ses-test_run-1``.
+
+    Returns
+    -------
+    dict of str to Path
+        Name of the figure and its file, in the order of the report.
+
+    Raises
+    ------
+    InputOutputError
+        A figure could not be written.
+    """
+    mask_xyz = np.asarray(mask_xyz) > 0
+    plan = plan_slices(mask_xyz, affine)
+    up_axis = int(np.flatnonzero(plan.orientation[:, 0] == 2)[0])
+    statistics = run_statistics(noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, up_axis)
+    drawn = _chart_figures(statistics, gradients, affine, history)
+    drawn |= dict(_shell_figures(noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients, plan, statistics))
+    drawn |= dict(_map_figures(sigma_xyz, uncertainty_xyz, mask_xyz, plan))
+    if tensors_before is not None and tensors_after is not None:
+        drawn |= dict(_tensor_figures(tensors_before, tensors_after, affine, plan))
+    return {name: _write(text, Path(out_dir), prefix, name) for name, text in drawn.items()}
+
+
+def _chart_figures(
+    statistics: RunStatistics, gradients: Any, affine: NDArray, history: Sequence[Mapping[str, float]]
+) -> dict[str, str]:
+    figures = {
+        "gradients": (charts.gradient_chart(gradients, affine), "Gradient directions and b-values"),
+        "signal": (charts.signal_chart(statistics, gradients), "Mean signal before and after"),
+        "carpet": (charts.carpet_chart(statistics, gradients), "Residual of each volume"),
+        "distribution": (charts.distribution_chart(statistics, gradients), "Distribution of the residual"),
+        "training": (charts.training_chart(history), "Loss during training"),
+    }
+    return {name: svg.to_svg(figure, name, label) for name, (figure, label) in figures.items()}
+
+
+def _shell_figures(
+    noisy_xyzv: Any,
+    denoised_xyzv: Any,
+    sigma_xyz: NDArray,
+    mask_xyz: NDArray[np.bool_],
+    gradients: Any,
+    plan: SlicePlan,
+    statistics: RunStatistics,
+) -> Iterator[tuple[str, str]]:
+    """Flicker, residual of one volume, and mean residual of every shell."""
+    chosen = representative_volumes(statistics.residual_std, gradients.shell)
+    sigma = np.where(mask_xyz, safe_sigma(sigma_xyz), np.nan)
+    for shell in shells_to_show(sorted(chosen)):
+        v = chosen[shell]
+        b = f"{gradients.shell_bvals[shell]:.0f}"
+        before = np.asarray(noisy_xyzv[..., v], dtype=np.float32)
+        after = np.asarray(denoised_xyzv[..., v], dtype=np.float32)
+        pair = pictures.before_after(
+            before, after, plan, pictures.window_of(before, mask_xyz), f"b = {b} s/mm², volume {v}"
+        )
+        yield f"flickerB{b}", svg.flicker(*pair, f"flickerB{b}", f"Before and after denoising, b={b}")
+        residual = pictures.residual_picture(
+            (before - after) / sigma, plan, f"RESIDUAL  b = {b} s/mm², volume {v}"
+        )
+        yield f"residualB{b}", svg.to_svg(residual, f"residualB{b}", f"Residual of one volume, b={b}")
+        members = np.flatnonzero(gradients.shell == shell)
+        if len(members) > 1:
+            mean = _scaled_mean_residual(noisy_xyzv, denoised_xyzv, sigma, members)
+            title = f"MEAN RESIDUAL × √n  b = {b} s/mm², n = {len(members)} volumes"
+            figure = pictures.residual_picture(mean, plan, title)
+            yield f"meanresidualB{b}", svg.to_svg(figure, f"meanresidualB{b}", f"Mean residual, b={b}")
+
+
+def _scaled_mean_residual(
+    noisy: Any, denoised: Any, sigma_xyz: NDArray, members: NDArray
+) -> NDArray[np.float32]:
+    """Sum of (before - after) / σ over the volumes, divided by √n: noise keeps a spread of 1."""
+    total = np.zeros(sigma_xyz.shape, dtype=np.float32)
+    for v in members:
+        total += np.asarray(noisy[..., v], dtype=np.float32) - np.asarray(denoised[..., v], dtype=np.float32)
+    return total / (sigma_xyz * np.float32(np.sqrt(len(members))))
+
+
+def _map_figures(
+    sigma_xyz: NDArray, uncertainty_xyz: NDArray | None, mask_xyz: NDArray[np.bool_], plan: SlicePlan
+) -> Iterator[tuple[str, str]]:
+    maps = {"noisemap": (sigma_xyz, "NOISE STANDARD DEVIATION")}
+    if uncertainty_xyz is not None:
+        maps["uncertainty"] = (uncertainty_xyz, "ERROR THAT IS LEFT (standard deviation)")
+    for name, (volume, title) in maps.items():
+        shown = np.where(mask_xyz, volume, np.nan)
+        figure = pictures.map_picture(
+            shown, plan, window=pictures.window_of(shown, mask_xyz), title=title, cmap="viridis",
+            bar="signal units",
+        )  # fmt: skip
+        yield name, svg.to_svg(figure, name, title.capitalize())
+
+
+def _tensor_figures(before: Any, after: Any, affine: NDArray, plan: SlicePlan) -> Iterator[tuple[str, str]]:
+    colours = [colour_fa(maps.fa, fsl_to_world(maps.v1, affine)) for maps in (before, after)]
+    pair = pictures.before_after(*colours, plan, what="fractional anisotropy and direction")
+    yield "colourfa", svg.flicker(*pair, "colourfa", "Colour FA before and after denoising")
+    pair = pictures.before_after(before.md, after.md, plan, _MD_WINDOW, "mean diffusivity, 0 to 0.003 mm²/s")
+    yield "md", svg.flicker(*pair, "md", "Mean diffusivity before and after denoising")
+
+
+def _write(text: str, out_dir: Path, prefix: str, name: str) -> Path:
+    path = out_dir / f"{prefix}_desc-{name}_dwi.svg"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputOutputError(
+            f"{path}: cannot write the figure: {error.strerror}", "free some space"
+        ) from error
+    return path

@@ -1,0 +1,110 @@
+"""Numbers of every volume that several charts show, gathered in one pass over the run.
+
+Axis letters: x, y, z voxel axes; v volumes; n sampled voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_N_SAMPLES = 600
+
+
+@dataclass(frozen=True, eq=False)
+class RunStatistics:
+    """What the charts need of a run.
+
+    Attributes
+    ----------
+    mean_before, mean_after : (V,) float
+        Mean signal in the brain.
+    residual_mean, residual_std : (V,) float
+        Of (before - after) / σ in the brain.
+    carpet : (n, V) float32
+        (before - after) / σ of voxels sampled evenly, from the lowest slice to the highest.
+    carpet_height : (n,) float
+        Height of each of these voxels in the image, in voxels.
+    """
+
+    mean_before: NDArray[np.float64]
+    mean_after: NDArray[np.float64]
+    residual_mean: NDArray[np.float64]
+    residual_std: NDArray[np.float64]
+    carpet: NDArray[np.float32]
+    carpet_height: NDArray[np.float64]
+
+
+def run_statistics(
+    noisy_xyzv: Any,
+    denoised_xyzv: Any,
+    sigma_xyz: NDArray,
+    mask_xyz: NDArray[np.bool_],
+    up_axis: int = 2,
+) -> RunStatistics:
+    """Go once through the volumes of a run.
+
+    Parameters
+    ----------
+    noisy_xyzv, denoised_xyzv : (X, Y, Z, V) array
+        Anything that can be sliced; one volume at a time is read.
+    sigma_xyz : (X, Y, Z) array
+        Noise standard deviation, in the unit of the signal.
+    mask_xyz : (X, Y, Z) bool
+        The brain.
+    up_axis
+        The array's axis from feet to head: the carpet is sorted along it.
+    """
+    n_volumes = noisy_xyzv.shape[3]
+    sigma_n = safe_sigma(sigma_xyz)[mask_xyz]
+    rows, height = _sample_rows(mask_xyz, up_axis)
+    numbers = np.full((4, n_volumes), np.nan)
+    carpet = np.full((len(rows), n_volumes), np.nan, dtype=np.float32)
+    for v in range(n_volumes):
+        before_n = np.asarray(noisy_xyzv[..., v], dtype=np.float32)[mask_xyz]
+        after_n = np.asarray(denoised_xyzv[..., v], dtype=np.float32)[mask_xyz]
+        residual_n = (before_n - after_n) / sigma_n
+        if residual_n.size:
+            numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
+        carpet[:, v] = residual_n[rows]
+    return RunStatistics(*numbers, carpet=carpet, carpet_height=height)
+
+
+def safe_sigma(sigma_xyz: NDArray) -> NDArray[np.float32]:
+    """Return the noise level with NaN where it is not positive, so that nothing divides by zero."""
+    sigma = np.array(sigma_xyz, dtype=np.float32)
+    sigma[~(sigma > 0)] = np.nan
+    return sigma
+
+
+def representative_volumes(residual_std_v: NDArray, shell_v: NDArray) -> dict[int, int]:
+    """Return, for each shell, the volume whose residual is the most ordinary.
+
+    The median rather than the first one, so that neither an artefact nor luck is shown.
+    """
+    chosen = {}
+    for shell in np.unique(shell_v):
+        members = np.flatnonzero(shell_v == shell)
+        spread = np.nan_to_num(residual_std_v[members])
+        chosen[int(shell)] = int(members[np.argsort(spread, kind="stable")[len(members) // 2]])
+    return chosen
+
+
+def shells_to_show(shells: list[int], at_most: int = 5) -> list[int]:
+    """Return at most so many shells, evenly, with the first and the last one."""
+    if len(shells) <= at_most:
+        return shells
+    return [shells[i] for i in np.unique(np.linspace(0, len(shells) - 1, at_most).round().astype(int))]
+
+
+def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int) -> tuple[NDArray[np.int64], NDArray]:
+    """Rows of the masked array, sorted from the lowest slice up."""
+    height_n = np.nonzero(mask_xyz)[up_axis]
+    n = len(height_n)
+    rng = np.random.default_rng(0)
+    rows = rng.choice(n, size=min(n, _N_SAMPLES), replace=False) if n else np.zeros(0, dtype=np.int64)
+    rows = rows[np.argsort(height_n[rows], kind="stable")]
+    return rows, height_n[rows].astype(np.float64)

@@ -1,0 +1,117 @@
+"""From matplotlib figures to SVG that follows the page: its ink, its dark mode, its neighbours.
+
+Charts are drawn in :data:`INK`, which becomes ``currentColor``: inlined in HTML they take the colour
+of the text around them. Rasters are embedded pixel by pixel and enlarged by the browser.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+INK = "#0b0c0d"
+"""Colour of text and axes; becomes ``currentColor``."""
+
+GRID = "#8c8c8c"
+"""Lines that must be visible, and no more, on white and on black."""
+
+BEFORE, AFTER, AFTER_ON_BLACK = "#e69f00", "#0072b2", "#56b4e9"
+"""Acquired and denoised (Okabe & Ito's palette, safe for colour-blind readers)."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dwmri-bidsapp",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+# Verdana has the widths of the font that laid the figure out, and more machines have it.
+_FONTS = "Verdana, 'DejaVu Sans', sans-serif"
+
+
+def style() -> Any:
+    """Return the context in which every figure of this package is drawn."""
+    return mpl.rc_context(_STYLE)
+
+
+def to_svg(figure: Figure, name: str, label: str) -> str:
+    """Return a figure as one ``<svg>`` element that can stand in a page among others.
+
+    Parameters
+    ----------
+    figure
+        Drawn inside :func:`style`.
+    name
+        Put before every id, so that two figures of a page never share one.
+    label
+        What a screen reader says.
+    """
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", facecolor=figure.get_facecolor(), metadata={"Date": None})
+    return _label(_clean(buffer.getvalue(), name), label)
+
+
+def flicker(before: Figure, after: Figure, name: str, label: str) -> str:
+    """Return two figures of one size as one SVG, the second on top: the flicker of the NiPreps.
+
+    The page toggles the group of class ``foreground-svg``; opened alone, hovering does.
+    """
+    from niworkflows.viz.utils import compose_view
+    from svgutils.transform import fromstring
+
+    layers = [
+        fromstring(to_svg(figure, f"{name}-{layer}", label))
+        for layer, figure in (("before", before), ("after", after))
+    ]
+    with TemporaryDirectory() as folder:
+        composed = Path(compose_view(layers[:1], layers[1:], out_file=Path(folder) / "flicker.svg"))
+        text = composed.read_text(encoding="utf-8")
+    # A random name would make the same data give another file.
+    text = re.sub(r"flickerAnimation[0-9a-f-]{36}", "dwmri-flicker", text)
+    return _label(text[text.index("<svg") :], label)
+
+
+def _clean(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style type=\"text/css\">\*\{.*?\}</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONTS}", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {_FONTS}", svg)
+    return svg.replace(INK, "currentColor")
+
+
+def _label(svg: str, label: str) -> str:
+    """Put the label on the outer element, and let the page decide its size."""
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height|role|aria-label)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{_escape(label)}">{rest}'
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
