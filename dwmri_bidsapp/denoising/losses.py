@@ -208,9 +208,9 @@ class EdgeAwareLoss(nn.Module):
         """Edge and gradient term; the operators are linear, so they see the difference only."""
         difference = prediction - target
         cube = None if mask is None else _inside(mask, (0, 1, 2), 3)
-        edge = sum((_mean(sobel(difference, axis).square(), cube) for axis in range(3)), difference.new_zeros(()))
-        gradient = difference.new_zeros(())
+        edge = gradient = difference.new_zeros(())
         for axis in range(3):
+            edge = edge + _mean(sobel(difference, axis).square(), cube)
             pair = None if mask is None else _inside(mask, (axis,), 2)
             gradient = gradient + _mean(forward_difference(difference, axis).square(), pair)
         return edge, gradient
