@@ -177,60 +177,52 @@ def distribution_chart(statistics: RunStatistics, gradients: Any, limit: float =
 
 
 def training_chart(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw the loss over the optimiser steps, with the level that noise alone would leave.
+    """Draw what the optimiser did, with the level below which only noise could be learnt.
 
     Parameters
     ----------
     history
-        Rows with step, training_loss, heldout_loss (units of the noise variance; NaN where it was
-        not looked at) and learning_rate.
+        Rows with step, heldout_loss (mean squared error in units of the noise variance: 1 is noise
+        alone), training_loss (the whole loss, its edge terms included) and learning_rate. NaN is left out.
     """
-    columns = {
-        key: _column(history, key) for key in ("step", "training_loss", "heldout_loss", "learning_rate")
-    }
+    step = _column(history, "step")
     with style():
-        figure = Figure(figsize=(_WIDTH_IN, 3.4))
+        figure = Figure(figsize=(_WIDTH_IN, 3.2))
         if not history:
             figure.text(0.5, 0.5, "No training: the initial weights were used as they are.", ha="center")
             return figure
-        loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        _draw_loss(loss, columns)
-        rate.plot(columns["step"], columns["learning_rate"], color=GRID)
-        rate.set(xlabel="optimiser step", ylabel="learning\nrate", ylim=(0, None))
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        heldout, training, rate = figure.subplots(1, 3, width_ratios=(2, 1.2, 1))
+        heldout.axhline(1, color=INK, lw=0.9, ls="--", label="noise alone")
+        _draw_curve(heldout, step, _column(history, "heldout_loss"), AFTER, floor=1.0)
+        heldout.set(title="Held-out voxels", ylabel="squared error / noise variance")
+        heldout.legend(loc="upper right")
+        _draw_curve(training, step, _column(history, "training_loss"), BEFORE)
+        training.set(title="Training loss (edge terms included)")
+        _draw_curve(rate, step, _column(history, "learning_rate"), GRID)
+        rate.set(title="Learning rate")
+        rate.set(yscale="linear", ylim=(0, None))
         figure.tight_layout()
     return figure
 
 
-def _draw_loss(axes: Any, columns: Mapping[str, NDArray]) -> None:
-    step, training, heldout = columns["step"], columns["training_loss"], columns["heldout_loss"]
-    seen = np.isfinite(training)
-    axes.plot(step[seen], training[seen], color=BEFORE, lw=0.6, alpha=0.45)
-    axes.plot(
-        step[seen], _running_median(training[seen]), color=BEFORE, lw=1.6, label="training (running median)"
-    )
-    checked = np.isfinite(heldout)
-    axes.plot(step[checked], heldout[checked], "o-", ms=4, color=AFTER, lw=1.6, label="held out")
-    axes.axhline(1, color=INK, lw=0.9, ls="--", label="noise alone")
-    values = np.concatenate([_running_median(training[seen]), heldout[checked], [1.0]])
-    low, high = float(values.min()), float(values.max())
-    if high > 20 * max(low, 1e-3):
-        axes.set_yscale("log")
-    else:
-        room = 0.12 * max(high - low, 0.05)
-        axes.set_ylim(low - room, high + room)
-    axes.set(ylabel="loss (noise variance)", title="Training")
+def _draw_curve(axes: Any, step: NDArray, values: NDArray, colour: str, floor: float | None = None) -> None:
+    known = np.isfinite(values)
+    axes.plot(step[known], values[known], "o-", ms=3, lw=1.5, color=colour)
+    shown = np.append(values[known], [] if floor is None else [floor])
+    if shown.size:
+        low, high = float(shown.min()), float(shown.max())
+        if low > 0 and high > 20 * low:
+            axes.set_yscale("log")
+        else:
+            room = 0.12 * max(high - low, 0.05 * abs(high))
+            axes.set_ylim(low - room, high + 2 * room)
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y")
-    axes.legend(loc="upper right", ncols=3)
 
 
 def _column(history: Sequence[Mapping[str, float]], key: str) -> NDArray[np.float64]:
     return np.array([float(row.get(key, np.nan)) for row in history])
-
-
-def _running_median(values: NDArray, width: int = 15) -> NDArray:
-    half = width // 2
-    return np.array([np.median(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))])
 
 
 def _few_entries_legend(axes: Any, n_entries: int) -> None:

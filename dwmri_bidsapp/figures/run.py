@@ -140,7 +140,7 @@ def _scaled_mean_residual(
     total = np.zeros(sigma_xyz.shape, dtype=np.float32)
     for v in members:
         total += np.asarray(noisy[..., v], dtype=np.float32) - np.asarray(denoised[..., v], dtype=np.float32)
-    return total / (sigma_xyz * np.float32(np.sqrt(len(members))))
+    return (total / (sigma_xyz * np.sqrt(len(members)))).astype(np.float32)
 
 
 def _map_figures(
@@ -160,7 +160,7 @@ def _map_figures(
 
 def _tensor_figures(before: Any, after: Any, affine: NDArray, plan: SlicePlan) -> Iterator[tuple[str, str]]:
     colours = [colour_fa(maps.fa, fsl_to_world(maps.v1, affine)) for maps in (before, after)]
-    pair = pictures.before_after(*colours, plan, what="fractional anisotropy and direction")
+    pair = pictures.before_after(colours[0], colours[1], plan, what="fractional anisotropy and direction")
     yield "colourfa", svg.flicker(*pair, "colourfa", "Colour FA before and after denoising")
     pair = pictures.before_after(before.md, after.md, plan, _MD_WINDOW, "mean diffusivity, 0 to 0.003 mm²/s")
     yield "md", svg.flicker(*pair, "md", "Mean diffusivity before and after denoising")

@@ -26,8 +26,6 @@ class RunStatistics:
         Of (before - after) / σ in the brain.
     carpet : (n, V) float32
         (before - after) / σ of voxels sampled evenly, from the lowest slice to the highest.
-    carpet_height : (n,) float
-        Height of each of these voxels in the image, in voxels.
     """
 
     mean_before: NDArray[np.float64]
@@ -35,7 +33,6 @@ class RunStatistics:
     residual_mean: NDArray[np.float64]
     residual_std: NDArray[np.float64]
     carpet: NDArray[np.float32]
-    carpet_height: NDArray[np.float64]
 
 
 def run_statistics(
@@ -60,7 +57,7 @@ def run_statistics(
     """
     n_volumes = noisy_xyzv.shape[3]
     sigma_n = safe_sigma(sigma_xyz)[mask_xyz]
-    rows, height = _sample_rows(mask_xyz, up_axis)
+    rows = _sample_rows(mask_xyz, up_axis)
     numbers = np.full((4, n_volumes), np.nan)
     carpet = np.full((len(rows), n_volumes), np.nan, dtype=np.float32)
     for v in range(n_volumes):
@@ -70,7 +67,7 @@ def run_statistics(
         if residual_n.size:
             numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
         carpet[:, v] = residual_n[rows]
-    return RunStatistics(*numbers, carpet=carpet, carpet_height=height)
+    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], carpet)
 
 
 def safe_sigma(sigma_xyz: NDArray) -> NDArray[np.float32]:
@@ -100,11 +97,10 @@ def shells_to_show(shells: list[int], at_most: int = 5) -> list[int]:
     return [shells[i] for i in np.unique(np.linspace(0, len(shells) - 1, at_most).round().astype(int))]
 
 
-def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int) -> tuple[NDArray[np.int64], NDArray]:
+def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int) -> NDArray[np.int64]:
     """Rows of the masked array, sorted from the lowest slice up."""
     height_n = np.nonzero(mask_xyz)[up_axis]
     n = len(height_n)
     rng = np.random.default_rng(0)
     rows = rng.choice(n, size=min(n, _N_SAMPLES), replace=False) if n else np.zeros(0, dtype=np.int64)
-    rows = rows[np.argsort(height_n[rows], kind="stable")]
-    return rows, height_n[rows].astype(np.float64)
+    return rows[np.argsort(height_n[rows], kind="stable")]

@@ -24,7 +24,7 @@ GRID = "#8c8c8c"
 BEFORE, AFTER, AFTER_ON_BLACK = "#e69f00", "#0072b2", "#56b4e9"
 """Acquired and denoised (Okabe & Ito's palette, safe for colour-blind readers)."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dwmri-bidsapp",
     "font.family": "DejaVu Sans",
@@ -43,6 +43,7 @@ _STYLE: dict[str, Any] = {
     "ytick.color": INK,
     "grid.color": GRID,
     "grid.linewidth": 0.4,
+    "axes.formatter.limits": (-3, 5),
     "legend.frameon": False,
     "legend.labelcolor": INK,
 }
@@ -80,7 +81,7 @@ def flicker(before: Figure, after: Figure, name: str, label: str) -> str:
     The page toggles the group of class ``foreground-svg``; opened alone, hovering does.
     """
     from niworkflows.viz.utils import compose_view
-    from svgutils.transform import fromstring
+    from svgutils.transform import fromstring  # type: ignore[import-untyped]
 
     layers = [
         fromstring(to_svg(figure, f"{name}-{layer}", label))
@@ -103,7 +104,8 @@ def _clean(svg: str, name: str) -> str:
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONTS}", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {_FONTS}", svg)
-    return svg.replace(INK, "currentColor")
+    # In a dark page the dark blue would be hard to see: the page may give a brighter one.
+    return svg.replace(INK, "currentColor").replace(AFTER, f"var(--after, {AFTER})")
 
 
 def _label(svg: str, label: str) -> str:
