@@ -1,19 +1,30 @@
-"""What there is to process: one :class:`DwiRun` for each diffusion-weighted magnitude image."""
+"""What there is to process: one :class:`DwiRun` for each diffusion-weighted magnitude image.
+
+pybids indexes the dataset: only the participants asked for, and only what belongs to DWI, so that
+nobody waits for the 1,000 other participants. Nothing is ever written to the dataset.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Config
-from .errors import DwmriError
+from .errors import BadDataError, DwmriError, InputOutputError, UsageError
+from .filters import PREFIXES, matches, read_filters, read_json
 
-PREFIXES = {
-    "subject": "sub", "session": "ses", "acquisition": "acq", "direction": "dir", "run": "run", "part": "part",
-}  # fmt: skip
-"""Entities that a run's label shows, in the order of BIDS, with their prefixes."""
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+
+LOGGER = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+GRID_SPACES = (None, "dwi", "orig")
+"""``space`` labels of derivatives that lie on the grid of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +36,8 @@ class DwiRun:
     dwi, bval, bvec
         The image and its gradient table (inherited files included).
     entities
-        BIDS entities of the image by long name, with labels as the file has them: ``{"subject": "01"}``.
+        BIDS entities of the image by long name, with labels as the file has them, such as
+        ``{"subject": "01", "run": "02"}``.
     metadata
         The JSON sidecars, merged by inheritance.
     mask
@@ -53,6 +65,264 @@ class DwiRun:
         return self.dwi.name.partition("_dwi.")[0]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file called ``*_dwi.*`` and the entities of its name."""
+
+    path: Path
+    entities: Mapping[str, str]
+    extension: str
+
+
 def find_runs(config: Config) -> tuple[list[DwiRun], list[DwmriError]]:
-    """Find the runs that the options select, and what is wrong with the others."""
-    raise NotImplementedError(config)
+    """Find the runs that the options select, and what is wrong with the others.
+
+    Returns
+    -------
+    runs
+        What can be processed, sorted by participant and name.
+    problems
+        One error for each image, or participant asked for, that cannot be processed.
+
+    Raises
+    ------
+    UsageError
+        For labels that do not exist, a bad filter file, or ``--mask``/``--noise-map`` with
+        more than one run.
+    BadDataError
+        When the dataset as a whole cannot be used, or holds nothing to process.
+    """
+    check_dataset(config)
+    filters = read_filters(config)
+    runs: list[DwiRun] = []
+    problems: list[DwmriError] = []
+    for participant, files in _index(config, select_participants(config)).items():
+        images = [file for file in files if _is_magnitude_image(file)]
+        selected = [file for file in images if matches(file.entities, filters)]
+        if not selected:
+            nothing = _nothing_selected(config.bids_dir / f"sub-{participant}", images, filters)
+            LOGGER.info("%s", nothing)
+            if participant in config.participant_label:
+                problems.append(nothing)
+        for image in selected:
+            try:
+                runs.append(_run(config, image, files))
+            except BadDataError as error:
+                problems.append(error)
+    if not runs and not problems:
+        raise BadDataError(
+            f"{config.bids_dir}: no DWI image found in any participant that the options select",
+            "images are expected as sub-*/[ses-*/]dwi/*_dwi.nii.gz",
+        )
+    if len(runs) > 1 and (config.mask or config.noise_map):
+        raise UsageError(
+            f"--mask and --noise-map are for one run, and {len(runs)} are selected: {runs[0].label}, …",
+            "select one run, or give a derivatives folder with --derivatives NAME=PATH",
+        )
+    return runs, problems
+
+
+def check_dataset(config: Config) -> None:
+    """Check that the folder is a BIDS dataset with participants.
+
+    Raises
+    ------
+    BadDataError
+        Without a valid dataset_description.json (unless validation is skipped) or ``sub-*`` folder.
+    """
+    description = config.bids_dir / "dataset_description.json"
+    hint = "if this is a BIDS dataset all the same, use --skip-bids-validation"
+    if not config.skip_bids_validation:
+        if not description.is_file():
+            raise BadDataError(f"{description}: no such file: every BIDS dataset has one", hint)
+        content = read_json(description)
+        for key in ("Name", "BIDSVersion"):
+            if key not in content:
+                raise BadDataError(f"{description}: the key {key} is missing", hint)
+    if not participants_of(config.bids_dir):
+        raise BadDataError(f"{config.bids_dir}: no participant found: expected folders called sub-<label>")
+
+
+def participants_of(folder: Path) -> list[str]:
+    """Return the labels of the ``sub-*`` folders, sorted."""
+    return sorted(path.name[4:] for path in folder.glob("sub-*") if path.is_dir())
+
+
+def select_participants(config: Config) -> list[str]:
+    """Return the participants to process: those asked for, or all.
+
+    Raises
+    ------
+    UsageError
+        For a label that the dataset does not have; the message names what it has.
+    """
+    present = participants_of(config.bids_dir)
+    for label in config.participant_label:
+        if label not in present:
+            shown = ", ".join(present[:10]) + (f", … ({len(present)} in all)" if len(present) > 10 else "")
+            raise UsageError(f"--participant-label {label}: not in {config.bids_dir}", f"there are: {shown}")
+    return [label for label in present if not config.participant_label or label in config.participant_label]
+
+
+def _index(config: Config, participants: Sequence[str]) -> dict[str, list[_File]]:
+    """Return the DWI files of each participant, those they can inherit from the root included."""
+    if config.bids_database_dir is None:
+        labels = "|".join(map(re.escape, participants)) if config.participant_label else "[^/]+"
+        name = r"(?:[^/]*_)?dwi\.[^/]*"
+        wanted = rf"{name}|sub-(?:{labels})(?:/ses-[^/]+)?(?:/dwi(?:/{name})?|/{name})?"
+        layout = _layout(config.bids_dir, ignore=re.compile(rf"^/(?!(?:{wanted})$)"))
+    else:
+        layout = _database_layout(config.bids_dir, config.bids_database_dir)
+    files = _dwi_files(config.bids_dir, layout)
+    shared = [file for file in files if "subject" not in file.entities]
+    index = {participant: list(shared) for participant in participants}
+    for file in files:
+        if file.entities.get("subject") in index:
+            index[file.entities["subject"]].append(file)
+    return index
+
+
+def _database_layout(bids_dir: Path, folder: Path) -> BIDSLayout:
+    """Open the database in a folder, or make it of the DWI files of all participants."""
+    if folder.resolve().is_relative_to(bids_dir.resolve()):
+        raise UsageError(f"--bids-database-dir {folder} lies inside BIDS_DIR, which is only read")
+    other = re.compile(r"^/(?!sub-)[^/]+/|/(?!dwi$)[a-z]+$")  # any data type but dwi
+    layout = _layout(bids_dir, ignore=other, database_path=folder)
+    if Path(layout.root).resolve() != bids_dir.resolve():
+        raise UsageError(
+            f"--bids-database-dir {folder} was made of another dataset: {layout.root}",
+            "give an empty folder, or the right one",
+        )
+    return layout
+
+
+def _layout(bids_dir: Path, *, ignore: re.Pattern[str], database_path: Path | None = None) -> BIDSLayout:
+    from bids import BIDSLayout
+    from bids.layout import BIDSLayoutIndexer
+
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
+    try:
+        return BIDSLayout(
+            bids_dir, validate=False, derivatives=False, database_path=database_path, indexer=indexer
+        )
+    except OSError as error:
+        raise InputOutputError(f"{bids_dir}: cannot be indexed: {error}") from error
+
+
+def _dwi_files(bids_dir: Path, layout: BIDSLayout) -> list[_File]:
+    """Return the files called ``*_dwi.*`` with their entities, sorted.
+
+    The entities are parsed anew: pybids' table holds those of the absolute path, so a dataset
+    that lies in a folder such as ``/data/ses-1`` would get that session for all its files.
+    """
+    files = []
+    for path in sorted(Path(name) for name in layout.get(suffix="dwi", return_type="filename")):
+        parsed = layout.parse_file_entities(f"/{path.relative_to(bids_dir)}")
+        extension = parsed.pop("extension")
+        entities = {key: str(value) for key, value in parsed.items() if key not in ("suffix", "datatype")}
+        files.append(_File(path, entities, extension))
+    return files
+
+
+def _is_magnitude_image(file: _File) -> bool:
+    in_place = file.path.parent.name == "dwi" and "subject" in file.entities
+    return in_place and file.extension in IMAGE_EXTENSIONS and file.entities.get("part", "mag") == "mag"
+
+
+def _nothing_selected(
+    folder: Path, images: Sequence[_File], filters: Mapping[str, Sequence[Any]]
+) -> BadDataError:
+    if not images:
+        return BadDataError(f"{folder}: no DWI magnitude image", "expected [ses-*/]dwi/*_dwi.nii.gz")
+    asked = ", ".join(f"{entity} {'/'.join(map(str, values))}" for entity, values in filters.items())
+    present = ", ".join(image.path.name for image in images[:5])
+    return BadDataError(f"{folder}: no DWI image with {asked}", f"there are: {present}")
+
+
+def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:
+    """Put together everything that belongs to one image, or raise BadDataError."""
+    if not image.path.exists():
+        raise BadDataError(f"{image.path}: a link to a file that is not there", "get it first (datalad get)")
+    _check_name(config, image, files)
+    found = {}
+    for extension in (".bval", ".bvec"):
+        candidates = _inherited(image, files, extension)
+        if not candidates:
+            expected = image.path.name.removesuffix(image.extension) + extension
+            raise BadDataError(
+                f"{image.path}: no {extension[1:]} file: expected {expected} beside it, or one to inherit"
+            )
+        found[extension] = candidates[0]
+    metadata: dict[str, Any] = {}
+    for sidecar in reversed(_inherited(image, files, ".json")):
+        metadata |= read_json(sidecar)
+    return DwiRun(
+        dwi=image.path,
+        bval=found[".bval"],
+        bvec=found[".bvec"],
+        entities=image.entities,
+        metadata=metadata,
+        mask=config.mask or _derivative(config, image, "mask", {"desc": ("brain",)}),
+        noise_map=config.noise_map or _derivative(config, image, "dwimap", {"param": ("sigma", "noise")}),
+    )
+
+
+def _check_name(config: Config, image: _File, files: Sequence[_File]) -> None:
+    twins = [file for file in files if file.extension in IMAGE_EXTENSIONS and file.entities == image.entities]
+    if len(twins) > 1:
+        raise BadDataError(
+            f"{image.path}: one image twice: {', '.join(file.path.name for file in twins)}", "remove one"
+        )
+    if config.skip_bids_validation:
+        return
+    from bids_validator import BIDSValidator
+
+    if not BIDSValidator().is_bids(f"/{image.path.relative_to(config.bids_dir)}"):
+        raise BadDataError(
+            f"{image.path}: the name breaks the rules of BIDS (order of entities, or another folder's label)",
+            "rename it, or use --skip-bids-validation",
+        )
+
+
+def _inherited(image: _File, files: Sequence[_File], extension: str) -> list[Path]:
+    """Return the files that apply to an image by BIDS' inheritance principle, nearest first.
+
+    ``BIDSLayout.get_bval`` is not used: it takes files with entities that the image lacks, so
+    the table of ``acq-x`` would be paired with the image that has no ``acq``.
+    """
+    applicable = [
+        file
+        for file in files
+        if file.extension == extension
+        and image.path.is_relative_to(file.path.parent)
+        and file.entities.items() <= image.entities.items()
+    ]
+    applicable.sort(key=lambda file: (len(file.path.parts), len(file.entities)), reverse=True)
+    return [file.path for file in applicable]
+
+
+def _derivative(
+    config: Config, image: _File, suffix: str, required: Mapping[str, Sequence[str]]
+) -> Path | None:
+    """Return the one file of the given derivatives that lies on the grid of an image, if any.
+
+    The folder called ``truth`` holds the answers of a simulation: it is never an input.
+    """
+    names = {PREFIXES.get(entity, entity): label for entity, label in image.entities.items()}
+    found: list[tuple[int, Path]] = []
+    for name, folder in config.derivatives.items():
+        if name == "truth":
+            continue
+        for path in sorted((folder / f"sub-{image.entities['subject']}").glob(f"**/dwi/*_{suffix}.nii*")):
+            labels = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
+            own = {key: label for key, label in labels.items() if key in PREFIXES.values()}
+            if (
+                own.items() <= names.items()
+                and labels.get("space") in GRID_SPACES
+                and all(labels.get(key) in allowed for key, allowed in required.items())
+            ):
+                found.append((len(own), path))
+    best = [path for n_shared, path in found if n_shared == max(n for n, _ in found)]
+    if len(best) > 1:
+        raise BadDataError(f"{image.path}: more than one {suffix}: {best[0]} and {best[1]}", "remove one")
+    return best[0] if best else None
