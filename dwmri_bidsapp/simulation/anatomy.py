@@ -286,9 +286,9 @@ def _association(points_n3: Array) -> Array:
 def _territory_priors(points_n3: Array) -> Array:
     """Where each system is likely (above 0), (N, 3)."""
     x, _, z = np.abs(points_n3[:, 0]), points_n3[:, 1], points_n3[:, 2]
-    commissural = 1.0 - np.abs(z - 18 - 0.012 * x**2) / 14 - x / 60
-    projection = 0.8 - np.abs(x - 22) / 16
-    association = 0.8 - np.abs(x - 36) / 12
+    commissural = 1.2 - np.abs(z - 18 - 0.012 * x**2) / 14 - x / 60
+    projection = 1.1 - np.abs(x - 22) / 16
+    association = 1.1 - np.abs(x - 36) / 14
     return np.stack([commissural, projection, association], axis=1)
 
 

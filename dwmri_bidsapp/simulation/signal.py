@@ -113,7 +113,7 @@ def _one_volume(anatomy: Anatomy, b: float, direction: NDArray[np.float64]) -> A
     grey_n = (
         0.45 * np.exp(-b_n * np.float32(1.1e-3))
         + 0.25 * np.exp(-b_n * np.float32(0.35e-3))
-        + 0.30 * _cylinder(b_n, across_n, 1.3e-3, 0.5e-3)
+        + 0.30 * _cylinder(b_n, across_n, 1.1e-3, 0.65e-3)
     )
     lesion_n = 0.3 * fibres_n + 0.7 * np.exp(-b_n * np.float32(1.4e-3))
     total_n = (
@@ -131,8 +131,8 @@ def _fibres(anatomy: Anatomy, b_n: Array, g: Array) -> Array:
     for k in range(anatomy.fractions_nk.shape[1]):
         along_n = (anatomy.directions_nk3[:, k] @ g) ** 2
         # Axons are not quite parallel, hence not quite sticks.
-        axons_n = _cylinder(b_n, along_n, 2.1e-3, 0.1e-3)
-        around_n = _cylinder(b_n, along_n, 1.8e-3, 0.7e-3)
+        axons_n = _cylinder(b_n, along_n, 1.9e-3, 0.2e-3)
+        around_n = _cylinder(b_n, along_n, 1.6e-3, 0.8e-3)
         mixed_n = anatomy.axonal_n * axons_n + (1 - anatomy.axonal_n) * around_n
         total_n += anatomy.fractions_nk[:, k] * mixed_n
     return total_n
