@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,15 @@ from .frames import colour_fa, fsl_to_world
 from .slices import SlicePlan, plan_slices
 from .statistics import (
     RunStatistics,
+    read_volume,
     representative_volumes,
     run_statistics,
     safe_sigma,
     shells_to_show,
 )
+
+if TYPE_CHECKING:
+    from ..metrics import TensorMaps
 
 _MD_WINDOW = (0.0, 3e-3)  # mm²/s: free water at body temperature is the upper end
 
@@ -33,8 +37,8 @@ def make_run_figures(
     affine: NDArray,
     *,
     history: Sequence[Mapping[str, float]] = (),
-    tensors_before: Any = None,
-    tensors_after: Any = None,
+    tensors_before: TensorMaps | None = None,
+    tensors_after: TensorMaps | None = None,
     uncertainty_xyz: NDArray | None = None,
     out_dir: str | Path,
     prefix: str,
@@ -56,8 +60,7 @@ def make_run_figures(
     history
         Rows of the training: step, learning_rate, training_loss, heldout_loss.
     tensors_before, tensors_after
-        Have fa (X, Y, Z), md (X, Y, Z) in mm²/s and v1 (X, Y, Z, 3) in the FSL frame; left out of the
-        figures when None.
+        Their directions are in the FSL frame; without them there are no such figures.
     uncertainty_xyz : (X, Y, Z) array
         Standard deviation of the error that is left, in the unit of the signal.
     out_dir
@@ -78,9 +81,17 @@ def make_run_figures(
     mask_xyz = np.asarray(mask_xyz) > 0
     plan = plan_slices(mask_xyz, affine)
     up_axis = int(np.flatnonzero(plan.orientation[:, 0] == 2)[0])
-    statistics = run_statistics(noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, up_axis)
+    shells = shells_to_show(np.unique(gradients.shell).tolist())
+    statistics = run_statistics(
+        noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients.shell, shells, up_axis
+    )
     drawn = _chart_figures(statistics, gradients, affine, history)
-    drawn |= dict(_shell_figures(noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients, plan, statistics))
+    chosen = representative_volumes(statistics.residual_std, gradients.shell)
+    # In the order of the file, because a compressed one cannot be read backwards.
+    for shell in sorted(shells, key=chosen.__getitem__):
+        volume = chosen[shell]
+        pair = read_volume(noisy_xyzv, volume), read_volume(denoised_xyzv, volume)
+        drawn |= _shell_figures(*pair, sigma_xyz, mask_xyz, gradients, plan, statistics, volume)
     drawn |= dict(_map_figures(sigma_xyz, uncertainty_xyz, mask_xyz, plan))
     if tensors_before is not None and tensors_after is not None:
         drawn |= dict(_tensor_figures(tensors_before, tensors_after, affine, plan))
@@ -101,46 +112,33 @@ def _chart_figures(
 
 
 def _shell_figures(
-    noisy_xyzv: Any,
-    denoised_xyzv: Any,
+    before_xyz: NDArray[np.float32],
+    after_xyz: NDArray[np.float32],
     sigma_xyz: NDArray,
     mask_xyz: NDArray[np.bool_],
     gradients: Any,
     plan: SlicePlan,
     statistics: RunStatistics,
-) -> Iterator[tuple[str, str]]:
-    """Flicker, residual of one volume, and mean residual of every shell."""
-    chosen = representative_volumes(statistics.residual_std, gradients.shell)
+    volume: int,
+) -> dict[str, str]:
+    """Flicker, residual of one volume, and mean residual of its shell."""
+    shell = int(gradients.shell[volume])
+    n = int((gradients.shell == shell).sum())
+    b = f"{gradients.shell_bvals[shell]:.0f}"
+    window = pictures.window_of(before_xyz, mask_xyz)
+    what = f"b = {b} s/mm², volume {volume}"
+    pair = pictures.before_after(before_xyz, after_xyz, plan, window, what)
     sigma = np.where(mask_xyz, safe_sigma(sigma_xyz), np.nan)
-    for shell in shells_to_show(sorted(chosen)):
-        v = chosen[shell]
-        b = f"{gradients.shell_bvals[shell]:.0f}"
-        before = np.asarray(noisy_xyzv[..., v], dtype=np.float32)
-        after = np.asarray(denoised_xyzv[..., v], dtype=np.float32)
-        pair = pictures.before_after(
-            before, after, plan, pictures.window_of(before, mask_xyz), f"b = {b} s/mm², volume {v}"
-        )
-        yield f"flickerB{b}", svg.flicker(*pair, f"flickerB{b}", f"Before and after denoising, b={b}")
-        residual = pictures.residual_picture(
-            (before - after) / sigma, plan, f"RESIDUAL  b = {b} s/mm², volume {v}"
-        )
-        yield f"residualB{b}", svg.to_svg(residual, f"residualB{b}", f"Residual of one volume, b={b}")
-        members = np.flatnonzero(gradients.shell == shell)
-        if len(members) > 1:
-            mean = _scaled_mean_residual(noisy_xyzv, denoised_xyzv, sigma, members)
-            title = f"MEAN RESIDUAL × √n  b = {b} s/mm², n = {len(members)} volumes"
-            figure = pictures.residual_picture(mean, plan, title)
-            yield f"meanresidualB{b}", svg.to_svg(figure, f"meanresidualB{b}", f"Mean residual, b={b}")
-
-
-def _scaled_mean_residual(
-    noisy: Any, denoised: Any, sigma_xyz: NDArray, members: NDArray
-) -> NDArray[np.float32]:
-    """Sum of (before - after) / σ over the volumes, divided by √n: noise keeps a spread of 1."""
-    total = np.zeros(sigma_xyz.shape, dtype=np.float32)
-    for v in members:
-        total += np.asarray(noisy[..., v], dtype=np.float32) - np.asarray(denoised[..., v], dtype=np.float32)
-    return (total / (sigma_xyz * np.sqrt(len(members)))).astype(np.float32)
+    residual = pictures.residual_picture((before_xyz - after_xyz) / sigma, plan, f"RESIDUAL  {what}")
+    drawn = {
+        f"flickerB{b}": svg.flicker(*pair, f"flickerB{b}", f"Before and after denoising, b={b}"),
+        f"residualB{b}": svg.to_svg(residual, f"residualB{b}", f"Residual of one volume, b={b}"),
+    }
+    if n > 1:
+        title = f"MEAN RESIDUAL × √n  b = {b} s/mm², n = {n} volumes"
+        figure = pictures.residual_picture(statistics.mean_residual[shell], plan, title)
+        drawn[f"meanresidualB{b}"] = svg.to_svg(figure, f"meanresidualB{b}", f"Mean residual, b={b}")
+    return drawn
 
 
 def _map_figures(
@@ -158,11 +156,15 @@ def _map_figures(
         yield name, svg.to_svg(figure, name, title.capitalize())
 
 
-def _tensor_figures(before: Any, after: Any, affine: NDArray, plan: SlicePlan) -> Iterator[tuple[str, str]]:
-    colours = [colour_fa(maps.fa, fsl_to_world(maps.v1, affine)) for maps in (before, after)]
+def _tensor_figures(
+    before: TensorMaps, after: TensorMaps, affine: NDArray, plan: SlicePlan
+) -> Iterator[tuple[str, str]]:
+    colours = [colour_fa(maps.fa_xyz, fsl_to_world(maps.v1_xyzd, affine)) for maps in (before, after)]
     pair = pictures.before_after(colours[0], colours[1], plan, what="fractional anisotropy and direction")
     yield "colourfa", svg.flicker(*pair, "colourfa", "Colour FA before and after denoising")
-    pair = pictures.before_after(before.md, after.md, plan, _MD_WINDOW, "mean diffusivity, 0 to 0.003 mm²/s")
+    pair = pictures.before_after(
+        before.md_xyz, after.md_xyz, plan, _MD_WINDOW, "mean diffusivity, 0 to 0.003 mm²/s"
+    )
     yield "md", svg.flicker(*pair, "md", "Mean diffusivity before and after denoising")
 
 

@@ -1,10 +1,11 @@
 """Numbers of every volume that several charts show, gathered in one pass over the run.
 
-Axis letters: x, y, z voxel axes; v volumes; n sampled voxels.
+Axis letters: x, y, z voxel axes; v volumes; n voxels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ class RunStatistics:
         Of (before - after) / σ in the brain.
     carpet : (n, V) float32
         (before - after) / σ of voxels sampled evenly, from the lowest slice to the highest.
+    mean_residual : dict of int to (X, Y, Z) float32
+        Sum of (before - after) / σ over the volumes of a shell, divided by √n: noise keeps a spread of 1.
     """
 
     mean_before: NDArray[np.float64]
@@ -33,6 +36,7 @@ class RunStatistics:
     residual_mean: NDArray[np.float64]
     residual_std: NDArray[np.float64]
     carpet: NDArray[np.float32]
+    mean_residual: dict[int, NDArray[np.float32]]
 
 
 def run_statistics(
@@ -40,9 +44,11 @@ def run_statistics(
     denoised_xyzv: Any,
     sigma_xyz: NDArray,
     mask_xyz: NDArray[np.bool_],
+    shell_v: NDArray[np.int64],
+    shells: Sequence[int] = (),
     up_axis: int = 2,
 ) -> RunStatistics:
-    """Go once through the volumes of a run.
+    """Go once through the volumes of a run, in order: a compressed file is read from its start to its end.
 
     Parameters
     ----------
@@ -52,6 +58,10 @@ def run_statistics(
         Noise standard deviation, in the unit of the signal.
     mask_xyz : (X, Y, Z) bool
         The brain.
+    shell_v : (V,) int
+        Shell of each volume.
+    shells
+        Those whose mean residual is wanted.
     up_axis
         The array's axis from feet to head: the carpet is sorted along it.
     """
@@ -60,14 +70,25 @@ def run_statistics(
     rows = _sample_rows(mask_xyz, up_axis)
     numbers = np.full((4, n_volumes), np.nan)
     carpet = np.full((len(rows), n_volumes), np.nan, dtype=np.float32)
+    sums = {shell: np.zeros(sigma_n.shape, dtype=np.float32) for shell in shells}
     for v in range(n_volumes):
-        before_n = np.asarray(noisy_xyzv[..., v], dtype=np.float32)[mask_xyz]
-        after_n = np.asarray(denoised_xyzv[..., v], dtype=np.float32)[mask_xyz]
+        before_n = read_volume(noisy_xyzv, v)[mask_xyz]
+        after_n = read_volume(denoised_xyzv, v)[mask_xyz]
         residual_n = (before_n - after_n) / sigma_n
-        if residual_n.size:
+        if np.isfinite(residual_n).any():
             numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
         carpet[:, v] = residual_n[rows]
-    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], carpet)
+        if shell_v[v] in sums:
+            sums[int(shell_v[v])] += residual_n
+    means = {
+        shell: _unmask(total / np.sqrt((shell_v == shell).sum()), mask_xyz) for shell, total in sums.items()
+    }
+    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], carpet, means)
+
+
+def read_volume(series_xyzv: Any, v: int) -> NDArray[np.float32]:
+    """Read one volume of an array or of a file."""
+    return np.asarray(series_xyzv[..., v], dtype=np.float32)
 
 
 def safe_sigma(sigma_xyz: NDArray) -> NDArray[np.float32]:
@@ -95,6 +116,12 @@ def shells_to_show(shells: list[int], at_most: int = 5) -> list[int]:
     if len(shells) <= at_most:
         return shells
     return [shells[i] for i in np.unique(np.linspace(0, len(shells) - 1, at_most).round().astype(int))]
+
+
+def _unmask(values_n: NDArray, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
+    volume = np.full(mask_xyz.shape, np.nan, dtype=np.float32)
+    volume[mask_xyz] = values_n
+    return volume
 
 
 def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int) -> NDArray[np.int64]:

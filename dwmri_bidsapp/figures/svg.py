@@ -81,7 +81,7 @@ def flicker(before: Figure, after: Figure, name: str, label: str) -> str:
     The page toggles the group of class ``foreground-svg``; opened alone, hovering does.
     """
     from niworkflows.viz.utils import compose_view
-    from svgutils.transform import fromstring  # type: ignore[import-untyped]
+    from svgutils.transform import fromstring
 
     layers = [
         fromstring(to_svg(figure, f"{name}-{layer}", label))
