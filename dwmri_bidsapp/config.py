@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
-import tempfile
 import tomllib
 import types
 import typing
@@ -19,12 +17,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from .denoising.options import DenoiseOptions
 from .errors import InputOutputError, UsageError
+from .machine import available_cpus, available_memory_mb
 
 PACKAGE = "dwmri-bidsapp"
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -43,37 +41,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Keys of each TOML table; the table ``method`` holds the fields of ``DenoiseOptions``."""
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def package_version() -> str:
-    """Return the version of the installed package, or ``"unknown"`` for a bare source folder."""
-    try:
-        return metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use: affinity and container quota included."""
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, min(n_cpus, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2 here, or the quota reads "max"
-        return n_cpus
-
-
-def available_memory_mb() -> int:
-    """Return 90% of the memory that this process may use, in MB: a container's limit included."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit_file in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int((CGROUP / limit_file).read_text()))
-        except (OSError, ValueError):  # no such cgroup, or the limit reads "max"
-            continue
-    return int(0.9 * total / 1e6)
 
 
 def new_run_uuid() -> str:
@@ -126,7 +93,7 @@ class Config:
     work_dir
         Folder for intermediate files, outside ``bids_dir``.
     output_layout, output_dtype
-        Kept for the command line: ``"derivatives"`` and ``"float32"``.
+        What is written: BIDS derivatives, and the data type of the denoised series.
     reports_only, boilerplate_only, write_graph, dry_run
         Do less than, or something beside, the whole job.
     clean_workdir
@@ -164,7 +131,7 @@ class Config:
     stop_on_first_crash: bool = False
     work_dir: Path = Path("work")
     output_layout: Literal["derivatives"] = "derivatives"
-    output_dtype: Literal["float32"] = "float32"
+    output_dtype: Literal["float32", "float64"] = "float32"
     reports_only: bool = False
     boilerplate_only: bool = False
     write_graph: bool = False
@@ -181,16 +148,7 @@ class Config:
                 object.__setattr__(self, key, Path(value).absolute())
         paths = {name: Path(path).absolute() for name, path in self.derivatives.items()}
         object.__setattr__(self, "derivatives", paths)
-        if self.nprocs < 1 or self.mem_mb < 1 or self.omp_nthreads < 0:
-            raise UsageError(
-                f"--nprocs {self.nprocs}, --omp-nthreads {self.omp_nthreads}, --mem {self.mem_mb}: "
-                "each must be 1 or more"
-            )
-        if self.omp_nthreads > self.nprocs:
-            raise UsageError(
-                f"--omp-nthreads {self.omp_nthreads} is more than --nprocs {self.nprocs}",
-                "a node cannot use more CPUs than the workflow has",
-            )
+        _check_numbers(self, self.method)
         object.__setattr__(self, "omp_nthreads", self.omp_nthreads or min(self.nprocs, 8))
 
     def log_dir(self, subject: str | None = None) -> Path:
@@ -297,77 +255,24 @@ def check_paths(config: Config) -> None:
             raise UsageError(f"--derivatives {name}={folder}: no such folder")
 
 
-def set_environment(config: Config) -> None:
-    """Set this process's environment; call it before numpy, nipype or niworkflows are imported.
-
-    No library may reach for the network or write under the home folder, and none may start
-    more threads than asked for. Everything that insists on a folder of its own gets one in the
-    work folder (or a new temporary one, where the work folder cannot be written).
-    """
-    folder = _environment_folder(config.work_dir)
-    # templateflow fills an empty folder from a 11-second download kit at import: not this one.
-    stub = folder / "templateflow" / "README"
-    stub.parent.mkdir(exist_ok=True)
-    stub.write_text("No templates are used: this folder only has to be non-empty.\n")
-    os.environ.update(
-        NO_ET="1",
-        NIPYPE_NO_ET="1",
-        TEMPLATEFLOW_HOME=str(stub.parent),
-        TEMPLATEFLOW_AUTOUPDATE="0",
-        MPLBACKEND="Agg",
-        MPLCONFIGDIR=str(folder / "matplotlib"),
-        NIPYPE_CONFIG_DIR=str(folder / "nipype"),
-        DIPY_HOME=str(folder / "dipy"),
-        XDG_CACHE_HOME=str(folder / "cache"),
-        PYTORCH_NVML_BASED_CUDA_CHECK="1",  # asks for GPUs without starting CUDA in this process
-        **{f"{name}_NUM_THREADS": str(config.omp_nthreads) for name in ("OMP", "MKL", "NUMEXPR")},
-        OPENBLAS_NUM_THREADS="1",  # DIPY's mppca stalls with more
-    )
-    os.environ.setdefault("LOGNAME", "unknown")  # nipype's SLURM plugin fails without it
-
-
-def resolve_device(config: Config) -> Config:
-    """Return the Config with the device that will be used: ``"cpu"``, or ``"cuda"`` and ``gpu_ids``.
-
-    Raises
-    ------
-    UsageError
-        When CUDA, or one of the devices, is asked for and absent.
-    """
-    if config.device == "cpu":
-        if config.gpu_ids:
-            raise UsageError(f"--gpu-ids {list(config.gpu_ids)} with --device cpu", "leave one of them out")
-        return config
-    import torch
-
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "auto" and n_gpus == 0 and not config.gpu_ids:
-        return dataclasses.replace(config, device="cpu")
-    if n_gpus == 0:
+def _check_numbers(config: Config, method: DenoiseOptions) -> None:
+    """Raise UsageError for a number out of its range."""
+    for option, value, least in (
+        ("--nprocs", config.nprocs, 1), ("--omp-nthreads", config.omp_nthreads, 0), ("--mem", config.mem_mb, 1),
+        ("--b0-threshold", config.b0_threshold, 0), ("--alpha", method.alpha, 0), ("--beta", method.beta, 0),
+        ("--base-filters", method.base_filters, 1), ("--max-steps", method.max_steps, 0),
+        ("--batch-size", method.batch_size, 1), ("--patch-size", method.patch_size, 8),
+        ("--accumulation-steps", method.accumulation_steps, 1), ("--random-seed", method.random_seed, 0),
+    ):  # fmt: skip
+        if not value >= least:  # written so that NaN fails too
+            raise UsageError(f"{option} {value}: expected {least} or more")
+    if not 0 < method.learning_rate < 1:
+        raise UsageError(f"--learning-rate {method.learning_rate}: expected a number between 0 and 1")
+    if config.omp_nthreads > config.nprocs:
         raise UsageError(
-            f"--device {config.device}: PyTorch {torch.__version__} finds no CUDA device here",
-            "use --device cpu, or start the container with --gpus all (docker) or --nv (apptainer)",
+            f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}",
+            "a node cannot use more CPUs than the workflow has",
         )
-    asked = (int(config.device[5:]),) if config.device.startswith("cuda:") else config.gpu_ids or (0,)
-    absent = sorted(set(asked) - set(range(n_gpus)))
-    if absent:
-        raise UsageError(f"CUDA device {absent[0]} was asked for, and there are {n_gpus}: 0 to {n_gpus - 1}")
-    return dataclasses.replace(config, device="cuda", gpu_ids=asked)
-
-
-def _environment_folder(work_dir: Path) -> Path:
-    folder = work_dir / "environment"
-    try:
-        for name in ("matplotlib", "nipype", "dipy", "cache"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if work_dir.exists() and not os.access(work_dir, os.W_OK):
-            raise InputOutputError(f"the work folder {work_dir} cannot be written") from error
-        raise InputOutputError(
-            f"the work folder {work_dir} cannot be made: {error.strerror}",
-            f"give a folder that can be written, for example --work-dir {tempfile.gettempdir()}/work",
-        ) from error
-    return folder
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""From the parsed options and the configuration file to one Config."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, read_toml
+from ..denoising.options import DenoiseOptions
+from ..errors import UsageError
+
+SLOPPY = {"max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
+"""What ``--sloppy`` stands for, where the options do not say otherwise."""
+
+_ONLY_COMMAND_LINE = ("bids_dir", "out_dir", "levels", "run_uuid")
+_METHOD_FIELDS = {field.name for field in dataclasses.fields(DenoiseOptions)}
+
+
+def make_config(namespace: argparse.Namespace) -> Config:
+    """Merge the command line over the configuration file.
+
+    Raises
+    ------
+    UsageError
+        For options that contradict each other, ask for what is not there, or do not work yet.
+    """
+    given = vars(namespace).copy()
+    file = given.pop("config_file", None)
+    values = read_toml(file) if file is not None else {}
+    for key in _ONLY_COMMAND_LINE:
+        values.pop(key, None)
+    values |= given
+    if isinstance(values.get("derivatives"), list):
+        values["derivatives"] = _derivatives(values["derivatives"])
+    _reject_later(values)
+    if values.get("sloppy"):
+        values = SLOPPY | values
+    for key, value in values.items():
+        values[key] = tuple(value) if isinstance(value, list) else value
+    values["levels"] = tuple(level for level in ("participant", "group") if level in values["levels"])
+    method = DenoiseOptions(**{key: values.pop(key) for key in _METHOD_FIELDS & set(values)})
+    config = Config(**values, method=method)
+    _check(config)
+    return config
+
+
+def _derivatives(texts: list[str]) -> dict[str, Path]:
+    folders = {}
+    for text in texts:
+        name, equals, folder = text.rpartition("=")
+        path = Path(folder)
+        folders[name if equals else path.absolute().name] = path
+    if len(folders) < len(texts):
+        raise UsageError(f"--derivatives {' '.join(texts)}: two folders of one name", "use NAME=PATH")
+    return folders
+
+
+def _reject_later(values: dict[str, Any]) -> None:
+    """Raise UsageError for what a later version will bring, so that nothing is silently left out."""
+    not_yet = "it is not in this version"
+    if values.pop("compare", None):
+        raise UsageError("--compare does not work yet", not_yet)
+    if values.get("output_layout") == "raw":
+        raise UsageError("--output-layout raw does not work yet", f"{not_yet}; use derivatives")
+    if values.get("init") == "pretrained":
+        raise UsageError("--init pretrained: no weights are shipped yet", "use --init random, or a file")
+
+
+def _check(config: Config) -> None:
+    init = config.method.init
+    if init != "random" and not Path(init).is_file():
+        raise UsageError(f"--init {init}: no such file", "use random, or the path of a weights file")
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+", config.device):
+        raise UsageError(f"--device {config.device}: expected auto, cpu, cuda or cuda:N")
+    if config.device.startswith("cuda:") and config.gpu_ids:
+        raise UsageError(f"--device {config.device} with --gpu-ids", "use --device cuda with --gpu-ids")
+    lesser = [name for name in ("reports_only", "boilerplate_only", "dry_run") if getattr(config, name)]
+    if len(lesser) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in lesser)
+        raise UsageError(f"{options} cannot be used together")
+    if lesser and "participant" not in config.levels:
+        raise UsageError(f"--{lesser[0].replace('_', '-')} needs the participant level")
