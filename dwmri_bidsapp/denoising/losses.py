@@ -90,8 +90,10 @@ def _inside(mask_bcxyz: Tensor, axes: Sequence[int], size: int) -> Tensor:
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the mask; 0, with a gradient of 0, over nothing."""
+    if not values.numel():
+        return values.sum()
     if mask is None:
-        return values.mean() if values.numel() else values.sum()
+        return values.mean()
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 

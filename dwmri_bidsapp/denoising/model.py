@@ -212,7 +212,7 @@ class FilmProjection(nn.Module):
 
     def forward(self, coordinates_bk: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Scale and shift of each stage, ``(B, channels, 1, 1, 1)`` each."""
-        encoded = self.encoder(coordinates_bk).flatten(1)
+        encoded = self.encoder(coordinates_bk).flatten(1).to(self.hidden.weight.dtype)
         parameters = self.project(functional.leaky_relu(self.hidden(encoded), SLOPE))
         sizes = [channels for channels in self.stage_channels for _ in range(2)]
         parts = parameters[:, :, None, None, None].split(sizes, dim=1)
@@ -242,7 +242,7 @@ class ChannelAttention(nn.Module):
 
     NOTE: departs from CBAM (Woo et al. 2018, arXiv:1807.06521) twice. Pooling is over a fixed
     window, since pooling over the whole input changes between patch and brain. The first layer
-    of the shared perceptron comes before pooling, which is the same for the mean and cheaper.
+    of the shared perceptron comes before pooling: cheaper, and the same for the mean.
     """
 
     def __init__(self, channels: int, reduced: int, window: int = 5) -> None:
@@ -275,9 +275,9 @@ class SpatialAttention(nn.Module):
     **Shape** ``(B, C, X, Y, Z)`` in; weights in (0, 1) ``(B, 1, X, Y, Z)`` out.
     """
 
-    def __init__(self, kernel_size: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weigh = _convolution(2, 1, kernel_size)
+        self.weigh = _convolution(2, 1)
 
     def forward(self, features_bcxyz: Tensor) -> Tensor:
         """Weights of the voxels."""
@@ -306,6 +306,7 @@ class ConvolutionalAttention(nn.Module):
         super().__init__()
         self.channel = ChannelAttention(channels, reduced, window)
         self.spatial = SpatialAttention()
+        self.reach = window // 2 + 1
 
     def forward(self, features_bcxyz: Tensor) -> Tensor:
         """The weighted features."""
@@ -383,6 +384,9 @@ class MultiScaleDetailNet(nn.Module):
     ``(B, output_channels, X, Y, Z)``.
 
     The last layer starts at zero, so an untrained network returns the first channels unchanged.
+
+    ``reach`` is the distance in voxels beyond which inputs have no influence on an output: a tile
+    that starts at even indices and has that much around it gets the answer of the whole.
     """
 
     def __init__(
@@ -427,6 +431,8 @@ class MultiScaleDetailNet(nn.Module):
         self.fine_first = _convolution(fine, fine)
         self.fine_second = _convolution(fine, fine)
         self.correct = _zeroed(nn.Conv3d(fine, output_channels, 1))
+        # at half resolution three convolutions and the attention, then a block, stem and two convolutions
+        self.reach = 2 * (3 + self.attention.reach) + 1 + 1 + 2
         _lay_out(self)
 
     def forward(self, inputs: Tensor, volume_indices: Tensor | None = None) -> Tensor:
@@ -502,6 +508,9 @@ class DenoiserNet(nn.Module):
     -----
     **Shape** inputs ``(B, input_channels, X, Y, Z)``; result ``(B, output_channels, X, Y, Z)``.
 
+    The last layer starts at zero, so an untrained network returns the first channels unchanged.
+    ``reach`` is the distance in voxels beyond which inputs have no influence on an output.
+
     NOTE: DnCNN (Zhang et al. 2017, doi:10.1109/TIP.2017.2662206) without batch normalisation,
     which would make a prediction depend on the other patches of its batch.
     """
@@ -513,7 +522,7 @@ class DenoiserNet(nn.Module):
         _check_channels(input_channels, output_channels, base_filters)
         if depth < 2:
             raise ValueError(f"expected a depth of at least 2, found {depth}")
-        self.input_channels, self.output_channels = input_channels, output_channels
+        self.input_channels, self.output_channels, self.reach = input_channels, output_channels, depth
         widths = [input_channels] + [base_filters] * (depth - 1)
         self.layers = nn.ModuleList(_convolution(a, b) for a, b in itertools.pairwise(widths))
         self.correct = _zeroed(nn.Conv3d(base_filters, output_channels, 3, padding=1))
