@@ -1,0 +1,37 @@
+"""The sink of all derivatives, with the names of this application."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from niworkflows.interfaces.bids import DerivativesDataSink as NiworkflowsDataSink
+
+from .base import recorded_errors
+
+_IO_SPEC = json.loads(
+    (resources.files("dwmri_bidsapp") / "data" / "io_spec.json").read_text(encoding="utf-8")
+)
+
+
+class DerivativesDataSink(NiworkflowsDataSink):
+    """Write a file under its BIDS name, with the entities of its source.
+
+    Unlike niworkflows', it writes straight into ``base_directory``, keeps ``part`` (magnitude and
+    phase would get one name), knows ``dwimap``, metrics and time series, and leaves headers alone.
+    """
+
+    out_path_base = ""
+    _config_entities = frozenset(entity["name"] for entity in _IO_SPEC["entities"])
+    _config_entities_dict = _IO_SPEC["entities"]
+    _file_patterns = tuple(_IO_SPEC["default_path_patterns"])
+
+    def __init__(self, **inputs: Any) -> None:
+        # The check would change time units and orientation codes.
+        super().__init__(check_hdr=False, **inputs)
+
+    def _run_interface(self, runtime: Any) -> Any:
+        with recorded_errors(Path(runtime.cwd)):
+            return super()._run_interface(runtime)

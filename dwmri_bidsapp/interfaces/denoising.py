@@ -1,0 +1,106 @@
+"""Denoise a run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nb
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpec, isdefined, traits
+
+from ..denoising.options import DenoiseOptions
+from ..preparation import load_noise_map, open_series, read_gradients, read_series
+from .base import RunInterface, save_image, write_json, write_tsv
+
+
+class _DenoiseRunInputSpec(BaseInterfaceInputSpec):
+    dwi_file = File(exists=True, mandatory=True, desc="diffusion-weighted series")
+    gradients_file = File(exists=True, mandatory=True, desc="checked gradient table (npz)")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask")
+    noise_map = File(exists=True, desc="noise standard deviation in signal units, estimated where not given")
+    options = traits.Dict(Str, mandatory=True, desc="fields of DenoiseOptions")
+    output_dtype = Str("float32", usedefault=True, desc="data type of the denoised series")
+    use_gpu = traits.Bool(False, usedefault=True, desc="takes one of the GPU slots")
+    gpu_ids = traits.List(traits.Int, nohash=True, desc="CUDA devices that may be taken")
+    lock_dir = Str(nohash=True, desc="folder of the locks that say which CUDA device is taken")
+    checkpoint_dir = Str(nohash=True, desc="folder where an interrupted training is continued from")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
+
+
+class _DenoiseRunOutputSpec(TraitedSpec):
+    denoised_file = File(exists=True, desc="denoised series")
+    sigma_file = File(exists=True, desc="noise standard deviation, in signal units")
+    uncertainty_file = File(exists=True, desc="standard deviation of the error that is left, in signal units")
+    timeseries_file = File(exists=True, desc="course of the training (TSV)")
+    info_file = File(exists=True, desc="how it went (JSON)")
+
+
+class DenoiseRun(RunInterface):
+    """Denoise a run: see :func:`dwmri_bidsapp.denoising.denoise`."""
+
+    input_spec = _DenoiseRunInputSpec
+    output_spec = _DenoiseRunOutputSpec
+
+    def _work(self, folder: Path) -> dict[str, Any]:
+        from ..denoising import denoise
+
+        inputs = self.inputs
+        image = open_series(Path(inputs.dwi_file))
+        mask_xyz = np.asanyarray(nb.load(inputs.mask_file).dataobj) > 0
+        sigma_xyz = load_noise_map(Path(inputs.noise_map), image) if isdefined(inputs.noise_map) else None
+        with self._device() as device:
+            denoised = denoise(
+                read_series(image, Path(inputs.dwi_file)),
+                read_gradients(Path(inputs.gradients_file)),
+                mask_xyz,
+                DenoiseOptions(**inputs.options),
+                sigma_xyz=sigma_xyz,
+                device=device,
+                n_threads=inputs.num_threads,
+                checkpoint_dir=Path(inputs.checkpoint_dir) if isdefined(inputs.checkpoint_dir) else None,
+            )
+        # Not compressed: the sink compresses once, and the next nodes read it volume by volume.
+        denoised_file = save_image(denoised.dwi_xyzv, image, folder / "denoised.nii", inputs.output_dtype)
+        return {
+            "denoised_file": str(denoised_file),
+            "sigma_file": str(save_image(denoised.sigma_xyz, image, folder / "sigma.nii")),
+            "uncertainty_file": str(save_image(denoised.uncertainty_xyz, image, folder / "uncertainty.nii")),
+            "timeseries_file": str(write_tsv(denoised.history, folder / "timeseries.tsv")),
+            "info_file": str(write_json(denoised.info, folder / "info.json")),
+        }
+
+    def _device(self) -> contextlib.AbstractContextManager[str]:
+        if not self.inputs.use_gpu:
+            return contextlib.nullcontext("cpu")
+        return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir))
+
+
+@contextlib.contextmanager
+def gpu_slot(gpu_ids: list[int], lock_dir: Path) -> Iterator[str]:
+    """Take the first CUDA device that no other node of this workflow uses, and give it back.
+
+    Nipype only counts GPU nodes; which device one gets is decided here. The lock belongs to
+    the process, so that a killed one gives its device back too.
+
+    Yields
+    ------
+    str
+        Such as ``"cuda:1"``.
+    """
+    lock_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as locks:
+        streams = {gpu: locks.enter_context(open(lock_dir / f"cuda-{gpu}.lock", "w")) for gpu in gpu_ids}
+        while True:
+            for gpu, stream in streams.items():
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield f"cuda:{gpu}"
+                return
+            time.sleep(0.2)

@@ -1,0 +1,150 @@
+"""The graph of nodes: built and expanded from a dataset without data, every edge checked, nothing run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dwmri_bidsapp.workflows import init_dwmri_wf
+from dwmri_bidsapp.workflows.base import run_workflow_name
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from nipype.pipeline.engine.utils import generate_expanded_graph
+
+from dwmri_bidsapp.bids import DwiRun
+from dwmri_bidsapp.config import Config
+from dwmri_bidsapp.denoising.options import DenoiseOptions
+
+LABELS = {
+    "plain": ["sub-01"],
+    "sessions": ["sub-01_ses-test", "sub-01_ses-retest", "sub-02_ses-test"],
+    "runs": ["sub-01_run-01", "sub-01_run-02"],
+    "everything": ["sub-01_ses-a_acq-b+c_dir-AP_run-1_part-mag"],
+}
+
+
+def _make_run(root: Path, label: str, **given: Path) -> DwiRun:
+    """Make empty files: building the graph must not read them."""
+    stem = root / f"{label}_dwi"
+    for suffix in (".nii.gz", ".bval", ".bvec"):
+        stem.with_suffix(suffix).touch()
+    subject = label.split("_")[0].removeprefix("sub-")
+    return DwiRun(
+        dwi=stem.with_suffix(".nii.gz"),
+        bval=stem.with_suffix(".bval"),
+        bvec=stem.with_suffix(".bvec"),
+        entities={"subject": subject},
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def _build(tmp_path: Path, labels: list[str], *, given: tuple[str, ...] = (), **settings: Any) -> pe.Workflow:
+    files = {name: tmp_path / f"{name}.nii.gz" for name in given}
+    for file in files.values():
+        file.touch()
+    runs = [_make_run(tmp_path, label, **files) for label in labels]
+    config = Config(
+        bids_dir=tmp_path, out_dir=tmp_path / "out", work_dir=tmp_path / "work", nprocs=2, **settings
+    )
+    return init_dwmri_wf(config, runs)
+
+
+def _declared_outputs(node: pe.Node) -> set[str]:
+    if isinstance(node.interface, niu.IdentityInterface):
+        return set(node.interface._fields)
+    return set(node.interface.output_spec().copyable_trait_names())
+
+
+def _declared_inputs(node: pe.Node) -> set[str]:
+    if isinstance(node.interface, niu.IdentityInterface):
+        return set(node.interface._fields)
+    if isinstance(node.interface, niu.Merge):
+        return {f"in{i + 1}" for i in range(node.interface._numinputs)}
+    # A sink takes any name, and makes metadata of what it does not know.
+    declared = getattr(node.interface, "_static_traits", None)
+    return set(declared or node.interface.input_spec().copyable_trait_names())
+
+
+def _undeclared_edges(workflow: pe.Workflow) -> list[str]:
+    """Return the edges that lead from or to a field that the interface does not declare."""
+    wrong = []
+    for source, target, data in workflow._create_flat_graph().edges(data=True):
+        for out_field, in_field in data["connect"]:
+            name = out_field[0] if isinstance(out_field, tuple) else out_field
+            if name not in _declared_outputs(source) or in_field not in _declared_inputs(target):
+                wrong.append(f"{source.fullname}.{name} -> {target.fullname}.{in_field}")
+    return wrong
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("given", [(), ("mask",), ("noise_map",), ("mask", "noise_map")])
+def test_every_edge_joins_declared_fields(tmp_path: Path, labels: list[str], given: tuple[str, ...]) -> None:
+    workflow = _build(tmp_path, labels, given=given)
+    assert _undeclared_edges(workflow) == []
+    expanded = generate_expanded_graph(workflow._create_flat_graph())
+    names = {node.fullname.split(".")[1] for node in expanded.nodes()}
+    assert names == {run_workflow_name(_make_run(tmp_path, label)) for label in labels}
+
+
+def test_the_check_of_edges_finds_a_wrong_one(tmp_path: Path) -> None:
+    workflow = _build(tmp_path, ["sub-01"])
+    source = workflow.get_node("sub_01_wf.preparation_wf.outputnode")
+    target = workflow.get_node("sub_01_wf.denoise_wf.inputnode")
+    workflow.get_node("sub_01_wf").connect(source, "mask_flie", target, "noise_map")
+    assert len(_undeclared_edges(workflow)) == 1
+
+
+@pytest.mark.parametrize("given", [(), ("mask", "noise_map")])
+def test_mandatory_inputs_are_connected_or_set(tmp_path: Path, given: tuple[str, ...]) -> None:
+    graph = _build(tmp_path, ["sub-01"], given=given)._create_flat_graph()
+    for node in graph.nodes():
+        connected = {field for _, _, data in graph.in_edges(node, data=True) for _, field in data["connect"]}
+        mandatory = set(node.inputs.traits(mandatory=True)) - connected
+        unset = [name for name in mandatory if str(getattr(node.inputs, name)) in ("<undefined>", "")]
+        assert not unset, f"{node.fullname}: {unset}"
+
+
+def test_a_given_map_reaches_the_nodes_that_use_it(tmp_path: Path) -> None:
+    graph = _build(tmp_path, ["sub-01"], given=("mask", "noise_map"))._create_flat_graph()
+    fed = {
+        (target.name, field)
+        for _, target, data in graph.edges(data=True)
+        for _, field in data["connect"]
+        if field in ("mask_file", "noise_map")
+    }
+    assert {("prepare", "mask_file"), ("prepare", "noise_map"), ("denoise", "noise_map")} <= fed
+    graph = _build(tmp_path, ["sub-01"])._create_flat_graph()
+    fields = {f for _, node, d in graph.edges(data=True) if node.name == "denoise" for _, f in d["connect"]}
+    assert fields == {"dwi_file", "gradients_file", "mask_file"}
+
+
+def test_options_reach_the_denoising_node(tmp_path: Path) -> None:
+    method = DenoiseOptions(b0_denoising=False, max_steps=7)
+    workflow = _build(tmp_path, ["sub-01"], method=method, omp_nthreads=2)
+    node = workflow.get_node("sub_01_wf.denoise_wf.denoise")
+    assert DenoiseOptions(**node.inputs.options) == method
+    assert (node.n_procs, node.inputs.num_threads, node.is_gpu_node()) == (2, 2, False)
+
+
+def test_a_gpu_node_takes_one_slot_whatever_its_threads(tmp_path: Path) -> None:
+    workflow = _build(tmp_path, ["sub-01"], device="cuda", gpu_ids=(0, 3), omp_nthreads=2)
+    node = workflow.get_node("sub_01_wf.denoise_wf.denoise")
+    assert node.is_gpu_node()
+    assert node.n_procs == 1
+    assert list(node.inputs.gpu_ids) == [0, 3]
+
+
+def test_crash_files_go_to_the_log_of_the_participant(tmp_path: Path) -> None:
+    graph = _build(tmp_path, LABELS["sessions"])._create_flat_graph()
+    for node in graph.nodes():
+        subject = node.fullname.split(".")[1].split("_")[1]
+        expected = tmp_path / "out" / f"sub-{subject}" / "log"
+        assert Path(node.config["execution"]["crashdump_dir"]).parent == expected
+
+
+def test_boilerplate_says_what_was_done(tmp_path: Path) -> None:
+    text = _build(tmp_path, LABELS["runs"], method=DenoiseOptions(loss="mse")).visit_desc()
+    assert "mean squared error" in text
+    assert text.count("MultiScaleDetailNet") == 1
+    assert "was given" in _build(tmp_path, ["sub-01"], given=("mask",)).visit_desc()

@@ -1,0 +1,180 @@
+"""The workflow of a run, and the workflow of a call."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from importlib import metadata
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from ..bids import DwiRun
+from ..config import Config
+from .denoise import init_denoise_wf
+from .outputs import init_derivatives_wf
+from .preparation import init_preparation_wf
+from .quality import init_quality_wf
+
+TOP = "dwmri_wf"
+_SHOWN_VERSIONS = (
+    "dwmri-bidsapp",
+    "torch",
+    "nipype",
+    "niworkflows",
+    "pybids",
+    "nibabel",
+    "dipy",
+    "numpy",
+    "scipy",
+)
+
+
+def init_dwmri_wf(config: Config, runs: Sequence[DwiRun]) -> Workflow:
+    """Set up one workflow for each run, side by side.
+
+    Parameters
+    ----------
+    config
+        What was asked for, the device resolved.
+    runs
+        What to process.
+
+    Returns
+    -------
+    LiterateWorkflow
+        Its ``visit_desc()`` is the text for the methods section of a paper.
+    """
+    workflow = Workflow(name=TOP, base_dir=str(config.work_dir))
+    workflow.__desc__ = (
+        f"Diffusion MRI data were denoised with *dwmri-bidsapp* {_version('dwmri-bidsapp')}, which is based on "
+        f"*Nipype* {_version('nipype')} [@gorgolewski2011], *PyTorch* {_version('torch')} [@paszke2019] and the "
+        "Brain Imaging Data Structure [@gorgolewski2016]. "
+    )
+    workflow.config["execution"].update(
+        stop_on_first_crash=str(config.stop_on_first_crash).lower(),
+        crashfile_format="txt",
+        crashdump_dir=str(config.log_dir()),
+        hash_method="content",  # what was finished is known by its content, wherever it was copied from
+        create_report="false",
+        remove_unnecessary_outputs="false",
+        poll_sleep_duration="0.2",
+        check_version="false",
+    )
+    for run in runs:
+        run_wf = init_single_run_wf(run, config)
+        for node in run_wf._get_all_nodes():
+            node.config = deepcopy(workflow.config)
+            node.config["execution"]["crashdump_dir"] = str(config.log_dir(run.subject))
+        workflow.add_nodes([run_wf])
+    return workflow
+
+
+def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
+    """Set up prepare, denoise, quality and derivatives of one run.
+
+    Parameters
+    ----------
+    run
+        What to process.
+    config
+        What was asked for, the device resolved.
+    """
+    name = run_workflow_name(run)
+    workflow = Workflow(name=name)
+    size_gb = series_gb(run.dwi)
+    sources = _sources(run, config)
+    inputs = {"dwi_file": run.dwi, "bval_file": run.bval, "bvec_file": run.bvec,
+              "mask_file": run.mask, "noise_map": run.noise_map}  # fmt: skip
+    inputnode = pe.Node(niu.IdentityInterface(fields=list(inputs)), name="inputnode")
+    inputnode.inputs.trait_set(**{field: str(path) for field, path in inputs.items() if path is not None})
+    preparation_wf = init_preparation_wf(
+        b0_threshold=config.b0_threshold,
+        given_mask=run.mask is not None,
+        given_noise_map=run.noise_map is not None,
+    )
+    denoise_wf = init_denoise_wf(
+        method=config.method,
+        given_noise_map=run.noise_map is not None,
+        output_dtype=config.output_dtype,
+        gpu_ids=config.gpu_ids,
+        omp_nthreads=config.omp_nthreads,
+        mem_gb=1.0 + 4 * size_gb,
+        work_dir=config.work_dir,
+        checkpoint_dir=config.work_dir / TOP / name / "checkpoints",
+    )
+    quality_wf = init_quality_wf(
+        prefix=run.label, sources=sources, versions=_versions(), mem_gb=0.7 + 3 * size_gb
+    )
+    derivatives_wf = init_derivatives_wf(run=run, sources=sources, out_dir=str(config.out_dir))
+    given = [field for field in ("mask_file", "noise_map") if inputs[field] is not None]
+    workflow.connect([
+        (inputnode, preparation_wf, [
+            (field, f"inputnode.{field}") for field in ("dwi_file", "bval_file", "bvec_file", *given)
+        ]),
+        (inputnode, denoise_wf, [
+            (field, f"inputnode.{field}") for field in ("dwi_file", *given) if field != "mask_file"
+        ]),
+        (inputnode, quality_wf, [("dwi_file", "inputnode.dwi_file")]),
+        (preparation_wf, denoise_wf, _same("gradients_file", "mask_file")),
+        (preparation_wf, quality_wf, _same("gradients_file", "mask_file", "preparation_file")),
+        (preparation_wf, derivatives_wf, _same("mask_file", "bval_file", "bvec_file")),
+        (denoise_wf, quality_wf, _same(
+            "denoised_file", "sigma_file", "uncertainty_file", "timeseries_file", "info_file"
+        )),
+        (denoise_wf, derivatives_wf, _same(
+            "denoised_file", "sigma_file", "uncertainty_file", "timeseries_file"
+        )),
+        (quality_wf, derivatives_wf, _same("metrics_json", "metrics_tsv", "figures", "figure_names")),
+    ])  # fmt: skip
+    return workflow
+
+
+def run_workflow_name(run: DwiRun) -> str:
+    """Return the name of a run's workflow, such as ``sub_01_ses_test_run_1_wf``."""
+    return re.sub(r"\W", "_", run.label) + "_wf"
+
+
+def series_gb(dwi_file: Path) -> float:
+    """Return the size of a series as float32 in GB, from its header; 0.5 when that cannot be read."""
+    try:
+        return float(np.prod(nb.load(dwi_file).shape, dtype=float)) * 4e-9
+    except (OSError, EOFError, nb.filebasedimages.ImageFileError):
+        # The first node of the run will say what is wrong with the file.
+        return 0.5
+
+
+def _same(*fields: str) -> list[tuple[str, str]]:
+    return [(f"outputnode.{field}", f"inputnode.{field}") for field in fields]
+
+
+def _sources(run: DwiRun, config: Config) -> dict[str, str]:
+    """Return the BIDS URIs of the files of a run, by what they are."""
+    roots = {"raw": config.bids_dir, **config.derivatives}
+    files = {"dwi": run.dwi, "bval": run.bval, "bvec": run.bvec, "mask": run.mask, "noise_map": run.noise_map}
+    return {name: _bids_uri(path, roots) for name, path in files.items() if path is not None}
+
+
+def _bids_uri(path: Path, roots: dict[str, Path]) -> str:
+    # The longest root wins: derivatives may lie inside the dataset.
+    for name, root in sorted(roots.items(), key=lambda item: -len(item[1].parts)):
+        if path.is_relative_to(root):
+            return f"bids:{name}:{path.relative_to(root).as_posix()}"
+    return path.as_uri()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _SHOWN_VERSIONS}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,121 @@
+"""Denoise a run: the one node that owns the accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from ..denoising.options import DenoiseOptions
+from ..interfaces import DenoiseRun
+
+_MODELS = {"multiscale": "MultiScaleDetailNet", "denoiser": "DenoiserNet"}
+
+
+def init_denoise_wf(
+    *,
+    method: DenoiseOptions,
+    given_noise_map: bool,
+    output_dtype: str,
+    gpu_ids: tuple[int, ...],
+    omp_nthreads: int,
+    mem_gb: float,
+    work_dir: Path,
+    checkpoint_dir: Path,
+    name: str = "denoise_wf",
+) -> Workflow:
+    """Train on one run alone, and predict all its volumes.
+
+    Parameters
+    ----------
+    method
+        How to denoise.
+    given_noise_map
+        Whether the noise map will be set; it is estimated otherwise.
+    output_dtype
+        Data type of the denoised series.
+    gpu_ids
+        CUDA devices to choose from; none for the CPU.
+    omp_nthreads
+        CPU threads.
+    mem_gb
+        Memory that is expected to be needed, in GB.
+    work_dir
+        Where all runs keep the locks of the CUDA devices.
+    checkpoint_dir
+        Where an interrupted training is continued from.
+    name
+        Unique name of this workflow.
+
+    Inputs
+    ------
+    dwi_file, gradients_file, mask_file
+        Series, checked gradient table (npz) and brain mask.
+    noise_map
+        Noise standard deviation in signal units, if given.
+
+    Outputs
+    -------
+    denoised_file
+        Denoised series with the header of the input.
+    sigma_file, uncertainty_file
+        Noise, and error that is left, as standard deviations in signal units.
+    timeseries_file
+        Course of the training (TSV).
+    info_file
+        How it went (JSON).
+    """
+    workflow = Workflow(name=name)
+    workflow.__desc__ = _describe(method, given_noise_map)
+    inputs = ["dwi_file", "gradients_file", "mask_file", "noise_map"]
+    outputs = ["denoised_file", "sigma_file", "uncertainty_file", "timeseries_file", "info_file"]
+    inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
+    denoise = pe.Node(
+        DenoiseRun(
+            options=dataclasses.asdict(method),
+            output_dtype=output_dtype,
+            use_gpu=bool(gpu_ids),
+            gpu_ids=list(gpu_ids),
+            lock_dir=str(work_dir / "locks"),
+            checkpoint_dir=str(checkpoint_dir),
+            num_threads=omp_nthreads,
+        ),
+        name="denoise",
+        # Nipype counts the threads of a GPU node as GPU slots: one node, one slot.
+        n_procs=1 if gpu_ids else omp_nthreads,
+        mem_gb=mem_gb,
+    )
+
+    workflow.connect([
+        (inputnode, denoise, [(f, f) for f in inputs if f != "noise_map" or given_noise_map]),
+        (denoise, outputnode, [(f, f) for f in outputs]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
+    loss = {
+        "edge-aware": f"EdgeAwareLoss (alpha={method.alpha:g}, beta={method.beta:g})",
+        "l1": "the mean absolute error",
+        "mse": "the mean squared error",
+    }[method.loss]
+    start = (
+        "from random weights" if method.init == "random" else f"from weights trained before ({method.init})"
+    )
+    bias = (
+        "No correction of the Rician bias was applied"
+        if method.bias_correction == "none"
+        else "The Rician bias was removed by the exact unbiased inverse [@koay2006; @foi2011]"
+    )
+    b0 = "All volumes" if method.b0_denoising else "The diffusion-weighted volumes (and no *b*=0 volume)"
+    return (
+        f"{b0} were denoised without a clean reference: each was predicted from all others by local principal "
+        f"components that leave out the volume itself (in the manner of [@batson2019; @fadnavis2020]) and refined "
+        f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
+        f"{start} on this run alone (at most {method.max_steps} steps, {loss}). The noise level was "
+        f"{'given' if given_noise_map else 'estimated from the data'}. {bias}. "
+    )

@@ -1,0 +1,137 @@
+"""Write the derivatives of a run: every sink stands here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from ..bids import DwiRun
+from ..interfaces import DerivativesDataSink, WriteReport
+
+TIMESERIES_COLUMNS: dict[str, dict[str, str]] = {
+    "step": {"Description": "Number of optimiser steps done"},
+    "learning_rate": {"Description": "Learning rate of this step"},
+    "training_loss": {
+        "Description": "Loss of this step's patches; noise alone has a mean squared error of 1"
+    },
+    "heldout_loss": {"Description": "Loss of the voxels that no step sees; n/a where it was not measured"},
+    "seconds": {"Description": "Time since the training began", "Units": "s"},
+}
+
+
+def init_derivatives_wf(
+    *,
+    run: DwiRun,
+    sources: dict[str, str],
+    out_dir: str,
+    name: str = "derivatives_wf",
+) -> Workflow:
+    """Set up a sink for each derivative of a run, and the report that follows them.
+
+    Parameters
+    ----------
+    run
+        Names and metadata of the derivatives come from it.
+    sources
+        BIDS URIs of the files used, by what they are.
+    out_dir
+        Root of the derivatives.
+    name
+        Unique name of this workflow.
+
+    Inputs
+    ------
+    denoised_file, sigma_file, uncertainty_file, mask_file
+        Images on the grid of the run.
+    bval_file, bvec_file
+        Copies of the gradient table.
+    timeseries_file, metrics_tsv, metrics_json
+        Tables, and everything known about the run.
+    figures, figure_names
+        Pictures, and what each shows.
+
+    Outputs
+    -------
+    report
+        The participant's report.
+    """
+    workflow = Workflow(name=name)
+    sinks = {"denoised_file": "dwi", "sigma_file": "sigma", "uncertainty_file": "uncertainty",
+             "mask_file": "mask", "bval_file": "bval", "bvec_file": "bvec", "timeseries_file": "timeseries",
+             "metrics_tsv": "metrics_tsv", "metrics_json": "metrics_json", "figures": "figures"}  # fmt: skip
+    inputnode = pe.Node(niu.IdentityInterface(fields=[*sinks, "figure_names"]), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["report"]), name="outputnode")
+    written = pe.Node(niu.Merge(len(sinks)), name="written", run_without_submitting=True, mem_gb=0.1)
+    report = pe.Node(WriteReport(out_dir=out_dir, subject=run.subject), name="report", mem_gb=0.5)
+
+    for number, (field, sink) in enumerate(sinks.items(), start=1):
+        node = _sink(f"ds_{sink}", run=run, out_dir=out_dir, **_names_and_metadata(sources)[sink])
+        if sink == "dwi":
+            # The metadata of the input go with the image, and with nothing else.
+            node.inputs.meta_dict = {**run.metadata, **node.inputs.meta_dict}
+        workflow.connect([
+            (inputnode, node, [(field, "in_file")]),
+            (node, written, [("out_file", f"in{number}")]),
+        ])  # fmt: skip
+    workflow.connect([
+        (inputnode, workflow.get_node("ds_figures"), [("figure_names", "desc")]),
+        (written, report, [("out", "in_files")]),
+        (report, outputnode, [("out_file", "report")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _sink(
+    name: str, *, run: DwiRun, out_dir: str, meta_dict: dict[str, Any] | None = None, **names: Any
+) -> pe.Node:
+    sink = DerivativesDataSink(base_directory=out_dir, source_file=str(run.dwi), **names)
+    if meta_dict:
+        sink.inputs.meta_dict = meta_dict
+    # Small files do not deserve a process of their own; to compress a series takes a while.
+    return pe.Node(sink, name=name, run_without_submitting=name != "ds_dwi", mem_gb=0.3)
+
+
+def _names_and_metadata(sources: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return BIDS entities and sidecar of each sink (no sidecar where the file has none)."""
+    used = [sources[key] for key in ("dwi", "bval", "bvec", "mask", "noise_map") if key in sources]
+    noise = {"model": "noise", "suffix": "dwimap", "compress": True}
+    return {
+        "dwi": {
+            "desc": "denoised", "suffix": "dwi", "compress": True,
+            "meta_dict": {
+                "Sources": used,
+                "SkullStripped": False,
+                "Description": "Denoised inside the brain mask; unchanged outside of it",
+            },
+        },
+        "bval": {"desc": "denoised", "suffix": "dwi", "extension": ".bval"},
+        "bvec": {"desc": "denoised", "suffix": "dwi", "extension": ".bvec"},
+        "mask": {
+            "desc": "brain", "suffix": "mask", "compress": True,
+            "meta_dict": {"Sources": [sources.get("mask", sources["dwi"])], "Type": "Brain"},
+        },
+        "sigma": {
+            **noise, "param": "sigma",
+            "meta_dict": {
+                "Sources": [sources.get("noise_map", sources["dwi"])],
+                "SkullStripped": False,
+                "Description": "Standard deviation of the noise, in units of the signal",
+            },
+        },
+        "uncertainty": {
+            **noise, "param": "uncertainty",
+            "meta_dict": {
+                "Sources": used,
+                "SkullStripped": False,
+                "Description": "Standard deviation of the error left in the denoised diffusion-weighted volumes, "
+                "in units of the signal",
+            },
+        },
+        "timeseries": {"desc": "training", "suffix": "timeseries", "meta_dict": TIMESERIES_COLUMNS},
+        "metrics_tsv": {"desc": "denoised", "suffix": "metrics"},
+        "metrics_json": {"desc": "denoised", "suffix": "metrics"},
+        "figures": {"datatype": "figures", "suffix": "dwi"},
+    }  # fmt: skip
