@@ -55,6 +55,7 @@ class DenoiseOptions:
     init: str = "random"
     max_steps: int = 400
     batch_size: int = 8
+    block: int = 3
     patch_size: int = 24
     accumulation_steps: int = 1
     learning_rate: float = 3e-3

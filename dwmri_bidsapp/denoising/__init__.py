@@ -1,0 +1,20 @@
+"""Denoising of diffusion MRI with networks: the torch library, usable on its own.
+
+    from dwmri_bidsapp.denoising import MultiScaleDetailNet, EdgeAwareLoss, denoise
+"""
+
+from .denoise import Denoised, denoise
+from .losses import EdgeAwareLoss, make_loss
+from .model import DenoiserNet, MultiScaleDetailNet, SinusoidalVolumeEncoder
+from .options import DenoiseOptions
+
+__all__ = [
+    "DenoiseOptions",
+    "Denoised",
+    "DenoiserNet",
+    "EdgeAwareLoss",
+    "MultiScaleDetailNet",
+    "SinusoidalVolumeEncoder",
+    "denoise",
+    "make_loss",
+]

@@ -1,0 +1,117 @@
+"""Give a volume back its own measurement where the blind prediction is the worse of the two.
+
+The blind prediction p ignores the measured value y. With v the variance of p's error and n that of the noise, the best
+linear estimate is p + v/(v + n) (y - p). The local PCA says how v varies over space and volumes; how much of it is left
+after the network is measured from the residuals of each shell, since E (y - p)² = v + n.
+
+Axes: ``v`` volume, ``x y z`` space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .noise import rician_variance_table
+
+# voxels on either side that speak for a local excess (a lesion, a moved edge)
+LOCAL_RADIUS = 2
+# standard errors above which a local excess is believed
+SIGNIFICANT = 3.0
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How one shell is blended.
+
+    Parameters
+    ----------
+    scale
+        Share of the local PCA's expected error variance that the network's prediction still has.
+    noise
+        Mean variance of the noise of the shell's magnitudes, in SNR units.
+    """
+
+    scale: float
+    noise: float
+
+
+def noise_variance_of(prediction_xyz: Tensor, table: Tensor) -> Tensor:
+    """Variance of Rician magnitudes whose signal is the prediction, in SNR units."""
+    return table[(prediction_xyz.clamp(0.0, 30.0) * 20.0).round().long()]
+
+
+def calibrate(
+    residuals: list[tuple[Tensor, Tensor, Tensor]],
+) -> Blend:
+    """Fit the scale of the error variance over the volumes of one shell.
+
+    Parameters
+    ----------
+    residuals
+        For each volume, over the voxels of the mask: squared residual, noise variance, and the variance that the
+        local PCA expects of its own error, all (N,).
+
+    Returns
+    -------
+    Blend
+        Scale between 0 and 4.
+    """
+    excess = sum(float((square - noise).sum(dtype=torch.float64)) for square, noise, _ in residuals)
+    expected = sum(float(error.sum(dtype=torch.float64)) for _, _, error in residuals)
+    count = sum(len(square) for square, _, _ in residuals)
+    noise_mean = sum(float(noise.sum(dtype=torch.float64)) for _, noise, _ in residuals) / max(1, count)
+    return Blend(min(4.0, max(0.0, excess / max(expected, 1e-12))), noise_mean)
+
+
+def error_variance(
+    measured_xyz: Tensor, prediction_xyz: Tensor, expected_xyz: Tensor, noise_xyz: Tensor, mask_xyz: Tensor, blend: Blend
+) -> Tensor:
+    """Variance of the blind prediction's error, per voxel, in SNR units.
+
+    Parameters
+    ----------
+    measured_xyz, prediction_xyz
+        One volume in SNR units.
+    expected_xyz
+        Variance of the error of the blind base.
+    noise_xyz
+        Variance of the noise of the magnitudes.
+    mask_xyz
+        (X, Y, Z) bool.
+    blend
+        Calibration of the shell.
+
+    Returns
+    -------
+    Tensor
+        (X, Y, Z), at least 0: the calibrated variance, plus the local excess where it is beyond chance.
+    """
+    regular = blend.scale * expected_xyz
+    total = regular + noise_xyz
+    inside = mask_xyz.float()
+    surplus = ((measured_xyz - prediction_xyz).square() / total - 1.0) * inside
+    count = _box_mean(inside)
+    surplus = _box_mean(surplus) / count.clamp(min=1e-6)
+    samples = (count * (2 * LOCAL_RADIUS + 1) ** 3).clamp(min=1.0)
+    # the square of a normal variate has variance 2
+    believed = torch.where(surplus > SIGNIFICANT * (2.0 / samples).sqrt(), surplus, torch.zeros_like(surplus))
+    return regular + believed * total
+
+
+def _box_mean(image_xyz: Tensor) -> Tensor:
+    edge = 2 * LOCAL_RADIUS + 1
+    image = image_xyz[None, None]
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = edge, LOCAL_RADIUS
+        image = F.avg_pool3d(image, kernel, 1, padding)
+    return image[0, 0]
+
+
+def variance_table(device: torch.device) -> Tensor:
+    """Look-up table of :func:`noise_variance_of`."""
+    return rician_variance_table(device)

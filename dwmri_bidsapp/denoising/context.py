@@ -1,0 +1,154 @@
+"""What the network sees: nine channels of a target volume, none of which knows that volume.
+
+Channels, in order: the blind base, the mean of the other volumes of the shell, the mean b=0, and the six volumes of the
+shell that are nearest in q-space. All are in SNR units; values of b=0 volumes are scaled by :data:`B0_GAIN`,
+because they are many times brighter than the rest.
+
+Axes: ``b`` sample of a batch, ``c`` channel, ``v`` volume, ``x y z`` space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..gradients import Gradients, direction_cosines, nearest_in_shell
+
+N_NEIGHBOURS = 6
+N_CHANNELS = 3 + N_NEIGHBOURS
+N_COORDINATES = 2
+B0_GAIN = 0.2
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run as the network sees it; builds inputs for any box of voxels.
+
+    Parameters
+    ----------
+    snr_vxyz
+        Measured data in SNR units, zero outside the mask.
+    base_vxyz
+        Their blind prediction, see :mod:`.blind`.
+    shell_sum_sxyz
+        Sum of the volumes of each shell.
+    shell
+        (V,) shell of each volume; 0 is b=0.
+    neighbours
+        (V, 6) nearest volumes in q-space.
+    coordinates_vck
+        (V, 9, 2) place of each channel in q-space: b in ms/µm² and the cosine of the angle to the target.
+    targets
+        Volumes that can be predicted.
+    """
+
+    snr_vxyz: Tensor
+    base_vxyz: Tensor
+    shell_sum_sxyz: Tensor
+    shell: Tensor
+    neighbours: Tensor
+    coordinates_vck: Tensor
+    targets: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data lie, and the inputs are made."""
+        return self.snr_vxyz.device
+
+    def gain(self, volume: int) -> float:
+        """Factor between SNR units and what the network sees of this volume."""
+        return B0_GAIN if self.shell[volume] == 0 else 1.0
+
+    def inputs(self, volumes: Sequence[int], boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
+        """Inputs of the network.
+
+        Parameters
+        ----------
+        volumes
+            Target volume of each sample.
+        boxes
+            Voxels of each sample, all of one shape.
+
+        Returns
+        -------
+        inputs : Tensor
+            (B, 9, X, Y, Z), float32.
+        coordinates : Tensor
+            (B, 9, 2), float32.
+        """
+        shape = self.snr_vxyz[(0, *boxes[0])].shape
+        inputs = torch.empty(
+            (len(volumes), N_CHANNELS, *shape), device=self.device, memory_format=torch.channels_last_3d
+        )
+        for sample, volume, box in zip(inputs, volumes, boxes, strict=True):
+            self._fill(sample, volume, box)
+        return inputs, self.coordinates_vck[torch.as_tensor(volumes)].to(self.device)
+
+    def target(self, volumes: Sequence[int], boxes: Sequence[Box]) -> Tensor:
+        """The measured target volumes (B, 1, X, Y, Z), float32, on the network's scale."""
+        return torch.stack(
+            [self.snr_vxyz[(v, *box)].float()[None] * self.gain(v) for v, box in zip(volumes, boxes, strict=True)]
+        )
+
+    def _fill(self, sample_cxyz: Tensor, volume: int, box: Box) -> None:
+        """Write the channels of one target."""
+        shell = int(self.shell[volume])
+        gain = self.gain(volume)
+        n_others = int((self.shell == shell).sum()) - 1
+        base = self.base_vxyz[(volume, *box)].float() * gain
+        sample_cxyz[0] = base
+        if n_others:
+            others = self.shell_sum_sxyz[(shell, *box)] - self.snr_vxyz[(volume, *box)].float()
+            sample_cxyz[1] = others * (gain / n_others)
+        else:
+            sample_cxyz[1] = base
+        if shell == 0:
+            sample_cxyz[2] = sample_cxyz[1]
+        else:
+            sample_cxyz[2] = self.shell_sum_sxyz[(0, *box)] * (B0_GAIN / max(1, int((self.shell == 0).sum())))
+        for channel, neighbour in enumerate(self.neighbours[volume].tolist(), start=3):
+            sample_cxyz[channel] = self.snr_vxyz[(neighbour, *box)].float() * self.gain(neighbour)
+
+
+def build_context(snr_vxyz: Tensor, base_vxyz: Tensor, gradients: Gradients, targets: Sequence[int]) -> Context:
+    """Gather what the inputs are made of.
+
+    Parameters
+    ----------
+    snr_vxyz, base_vxyz
+        (V, X, Y, Z) measured data and blind base in SNR units, on the same device.
+    gradients
+        The run's gradient table.
+    targets
+        Volumes that can be predicted.
+    """
+    shell = torch.as_tensor(gradients.shell, dtype=torch.long)
+    n_shells = len(gradients.shell_bvals)
+    shell_sum = torch.zeros((n_shells, *snr_vxyz.shape[1:]), device=snr_vxyz.device)
+    for volume, s in enumerate(shell.tolist()):
+        shell_sum[s] += snr_vxyz[volume]
+    neighbours = torch.as_tensor(nearest_in_shell(gradients, N_NEIGHBOURS))
+    coordinates = torch.as_tensor(_coordinates(gradients, neighbours.numpy()), dtype=torch.float32)
+    return Context(
+        snr_vxyz, base_vxyz, shell_sum, shell, neighbours, coordinates, torch.as_tensor(list(targets))
+    )
+
+
+def _coordinates(gradients: Gradients, neighbours_vn: np.ndarray) -> np.ndarray:
+    """Place of each channel in q-space, (V, 9, 2)."""
+    b = gradients.shell_bvals[gradients.shell] / 1000.0
+    cosines = direction_cosines(gradients)
+    places = np.zeros((gradients.n_volumes, N_CHANNELS, N_COORDINATES))
+    places[:, 0] = np.stack([b, np.ones_like(b)], axis=1)
+    # a mean over directions has none: half way between parallel and orthogonal
+    places[:, 1] = np.stack([b, np.full_like(b, 0.5)], axis=1)
+    for volume, near in enumerate(neighbours_vn):
+        places[volume, 3:, 0] = b[near]
+        places[volume, 3:, 1] = cosines[volume, near]
+    return places

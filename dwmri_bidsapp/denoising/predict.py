@@ -1,0 +1,98 @@
+"""Whole-run inference: the blind prediction of every target volume.
+
+Axes: ``c`` channel, ``v`` volume, ``x y z`` space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .context import Box, Context
+from .hardware import Precision
+
+TILE = 64
+HALO = 8
+
+
+def predict_volume(
+    model: nn.Module, context: Context, volume: int, tiles: list[tuple[Box, Box]], precision: Precision
+) -> Tensor:
+    """Blind prediction of one volume.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode.
+    context
+        The run.
+    volume
+        Target volume.
+    tiles
+        Boxes to compute and boxes to keep, from :func:`tiles_of`.
+    precision
+        Number format of the forward pass.
+
+    Returns
+    -------
+    Tensor
+        (X, Y, Z) float32 in SNR units, zero outside the tiles.
+    """
+    prediction = torch.zeros(context.snr_vxyz.shape[1:], device=context.device)
+    for seen, kept in tiles:
+        inputs, coordinates = context.inputs([volume], [seen])
+        with (
+            torch.inference_mode(),
+            torch.autocast(context.device.type, precision.autocast, enabled=precision.autocast is not None),
+        ):
+            output = model(inputs, coordinates)[0, 0].float()
+        inner = tuple(
+            slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True)
+        )
+        prediction[kept] = output[inner] / context.gain(volume)
+    return prediction
+
+
+def tiles_of(mask_xyz: Tensor, tile: int = TILE, halo: int = HALO) -> list[tuple[Box, Box]]:
+    """Boxes that cover the mask, each with the larger box that its prediction looks at.
+
+    Parameters
+    ----------
+    mask_xyz
+        (X, Y, Z) bool.
+    tile
+        Largest edge of a kept box in voxels, even.
+    halo
+        Voxels seen around a kept box, even.
+    """
+    tiles = []
+    for box in _grid(tuple(mask_xyz.shape), tile):
+        inside = mask_xyz[box]
+        if not bool(inside.any()):
+            continue
+        seen, kept = [], []
+        for axis, whole in enumerate(box):
+            line = inside.any(dim=(axis + 1) % 3 if axis != 2 else 0)
+            line = inside.permute(axis, *[a for a in range(3) if a != axis]).flatten(1).any(dim=1)
+            where = line.nonzero().flatten()
+            start, stop = whole.start + int(where[0]), whole.start + int(where[-1]) + 1
+            kept.append(slice(start, stop))
+            # even starts: the half-resolution path of every tile lies on one grid
+            first = max(0, start - halo) // 2 * 2
+            seen.append(slice(first, min(mask_xyz.shape[axis], stop + halo)))
+        tiles.append(((seen[0], seen[1], seen[2]), (kept[0], kept[1], kept[2])))
+    return tiles
+
+
+def _grid(shape: tuple[int, ...], tile: int) -> Iterator[Box]:
+    """Boxes of nearly equal size, no edge longer than a tile."""
+    cuts = []
+    for n in shape:
+        parts = -(-n // tile)
+        cuts.append([slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)])
+    for x in cuts[0]:
+        for y in cuts[1]:
+            for z in cuts[2]:
+                yield x, y, z
