@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
-from .errors import BadDataError, DwmriError, InputOutputError, UsageError
+from .errors import BadDataError, InputOutputError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
 
 if TYPE_CHECKING:
@@ -74,7 +74,23 @@ class _File:
     extension: str
 
 
-def find_runs(config: Config) -> tuple[list[DwiRun], list[DwmriError]]:
+class UnusableImage(BadDataError):
+    """An image, or all images of a participant, that cannot be processed.
+
+    Parameters
+    ----------
+    message, hint
+        See :class:`DwmriError`.
+    subject
+        Label of the participant, without ``sub-``.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, subject: str) -> None:
+        super().__init__(message, hint)
+        self.subject = subject
+
+
+def find_runs(config: Config) -> tuple[list[DwiRun], list[UnusableImage]]:
     """Find the runs that the options select, and what is wrong with the others.
 
     Returns
@@ -95,12 +111,12 @@ def find_runs(config: Config) -> tuple[list[DwiRun], list[DwmriError]]:
     check_dataset(config)
     filters = read_filters(config)
     runs: list[DwiRun] = []
-    problems: list[DwmriError] = []
+    problems: list[UnusableImage] = []
     for participant, files in _index(config, select_participants(config)).items():
         images = [file for file in files if _is_magnitude_image(file)]
         selected = [file for file in images if matches(file.entities, filters)]
         if not selected:
-            nothing = _nothing_selected(config.bids_dir / f"sub-{participant}", images, filters)
+            nothing = _nothing_selected(config.bids_dir, participant, images, filters)
             LOGGER.info("%s", nothing)
             if participant in config.participant_label:
                 problems.append(nothing)
@@ -108,7 +124,7 @@ def find_runs(config: Config) -> tuple[list[DwiRun], list[DwmriError]]:
             try:
                 runs.append(_run(config, image, files))
             except BadDataError as error:
-                problems.append(error)
+                problems.append(UnusableImage(error.message, error.hint, subject=participant))
     if not runs and not problems:
         raise BadDataError(
             f"{config.bids_dir}: no DWI image found in any participant that the options select",
@@ -230,13 +246,15 @@ def _is_magnitude_image(file: _File) -> bool:
 
 
 def _nothing_selected(
-    folder: Path, images: Sequence[_File], filters: Mapping[str, Sequence[Any]]
-) -> BadDataError:
+    bids_dir: Path, subject: str, images: Sequence[_File], filters: Mapping[str, Sequence[Any]]
+) -> UnusableImage:
+    folder = bids_dir / f"sub-{subject}"
     if not images:
-        return BadDataError(f"{folder}: no DWI magnitude image", "expected [ses-*/]dwi/*_dwi.nii.gz")
+        hint = "expected [ses-*/]dwi/*_dwi.nii.gz"
+        return UnusableImage(f"{folder}: no DWI magnitude image", hint, subject=subject)
     asked = ", ".join(f"{entity} {'/'.join(map(str, values))}" for entity, values in filters.items())
     present = ", ".join(image.path.name for image in images[:5])
-    return BadDataError(f"{folder}: no DWI image with {asked}", f"there are: {present}")
+    return UnusableImage(f"{folder}: no DWI image with {asked}", f"there are: {present}", subject=subject)
 
 
 def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:

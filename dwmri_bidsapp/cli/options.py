@@ -36,6 +36,8 @@ def make_config(namespace: argparse.Namespace) -> Config:
     if isinstance(values.get("derivatives"), list):
         values["derivatives"] = _derivatives(values["derivatives"])
     _reject_later(values)
+    if values.get("init", "random") != "random":
+        values["init"] = str(Path(values["init"]).absolute())  # nodes run in folders of their own
     if values.get("sloppy"):
         values = SLOPPY | values
     for key, value in values.items():

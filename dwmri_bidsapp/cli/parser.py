@@ -42,7 +42,7 @@ class _Group:
         """Add an option; ``settings`` are those of ``add_argument``."""
         key = settings.get("dest") or flags[-1].lstrip("-").replace("-", "_")
         default = getattr(self._defaults, key, None)
-        if settings.get("action") is not argparse.BooleanOptionalAction and default not in (None, (), ""):
+        if settings.get("action") is not argparse.BooleanOptionalAction and default not in (None, (), 0):
             help += f" (default: {default})"
         self._group.add_argument(*flags, default=argparse.SUPPRESS, help=help, **settings)
 
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``dwmri-bidsapp BIDS_DIR OUT_DIR LEVEL``."""
     parser = argparse.ArgumentParser(
         prog=PACKAGE,
+        usage="%(prog)s [options] BIDS_DIR OUT_DIR {participant,group} [{participant,group}]",
         description="Removes noise from diffusion-weighted MRI: a network is trained on each run alone.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,7 +119,7 @@ def _add_bids_options(group: _Group) -> None:
         group.add(flag, nargs="+", metavar="LABEL", type=_label(prefix),
                   help=f"only these, with or without {prefix}- (default: all)")  # fmt: skip
     group.add("--bids-filter-file", type=Path, metavar="FILE",
-              help='JSON such as {"dwi": {"session": "02", "acquisition": null}}: null = absent, "*" = any')  # fmt: skip
+              help='JSON such as {"dwi": {"session": null, "run": "*"}}: null = absent, "*" = any')  # fmt: skip
     group.add("--bids-database-dir", type=Path, metavar="DIR",
               help="pybids database: made if absent, used again without a look at the dataset if present")  # fmt: skip
     group.switch("--skip-bids-validation", help="accept names and a dataset_description.json that break BIDS")
@@ -139,6 +140,7 @@ def _add_method_options(group: _Group) -> None:
     group.add("--init", metavar="{pretrained,random,PATH}", help="weights to start from")
     group.add("--max-steps", type=int, metavar="N", help="most steps of training; 0: none at all")
     group.add("--batch-size", type=int, metavar="N", help="patches of one forward pass")
+    group.add("--block", type=int, metavar="N", help="edge of a block of the local PCA, in voxels")
     group.add("--patch-size", type=int, metavar="N", help="edge of a patch, in voxels")
     group.add("--accumulation-steps", type=int, metavar="N", help="forward passes of one step")
     group.add("--learning-rate", type=float, metavar="RATE", help="highest learning rate")

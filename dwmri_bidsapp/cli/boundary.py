@@ -1,0 +1,123 @@
+"""``main``: every call ends here, with one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import __version__
+from ..errors import DwmriError, InputOutputError, TryAgainError, UsageError, WorkflowError
+
+INTERRUPTED = 130
+_PROGRAM = "dwmri-bidsapp"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; nothing is raised but by ``--help``, ``--version`` and bad arguments.
+
+    Parameters
+    ----------
+    argv
+        The arguments; those of the process where not given.
+
+    Returns
+    -------
+    int
+        The exit code; see :mod:`dwmri_bidsapp.errors`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = sum(word.count("v") for word in arguments if word in ("-v", "-vv", "-vvv", "--verbose"))
+    crash_dir = [Path(tempfile.gettempdir())]
+    try:
+        with _sigterm_interrupts():
+            return _dispatch(arguments, crash_dir)
+    except KeyboardInterrupt:
+        _say("interrupted: give the same command again to continue")
+        return INTERRUPTED
+    except Exception as error:
+        if verbose > 1:
+            traceback.print_exc()
+        known = _as_dwmri_error(error, crash_dir[0])
+        _say(f"error: {known}")
+        return known.exit_code
+
+
+def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
+    """Call what the arguments ask for; ``crash_dir`` gets the log folder once that is known."""
+    if arguments[:1] == ["--version"]:  # before the parser, which takes its time to read the defaults
+        print(f"{_PROGRAM} {__version__}")
+        return 0
+    from .parser import LATER_SUBCOMMANDS, build_parser
+
+    command = arguments[0] if arguments else ""
+    if command in LATER_SUBCOMMANDS:
+        raise UsageError(
+            f"{command} does not work yet", "it is not in this version; there are demo and simulate"
+        )
+    if command in ("demo", "simulate"):
+        from .demo import run_subcommand
+
+        return run_subcommand(command, arguments[1:])
+    from .options import make_config
+
+    config = make_config(build_parser().parse_args(arguments))
+    from .levels import run_levels
+
+    crash_dir[0] = config.log_dir()
+    return run_levels(config)
+
+
+def _as_dwmri_error(error: Exception, crash_dir: Path) -> DwmriError:
+    """Return the member of the one family of errors that an exception amounts to."""
+    if isinstance(error, DwmriError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
+        return TryAgainError("out of memory", "give more memory, or use --low-mem or fewer --nprocs")
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return InputOutputError(
+            f"{error.filename or 'a file'}: no space left", "free some, or use another folder"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return InputOutputError(f"{error.filename}: {error.strerror}")
+    crash_file = _write_crash_file(crash_dir)
+    where = f"see {crash_file}" if crash_file else "use -vv to see more"
+    return WorkflowError(f"{type(error).__name__}: {error}", f"this is a defect of the program; {where}")
+
+
+def _write_crash_file(crash_dir: Path) -> Path | None:
+    for folder in (crash_dir, Path(tempfile.gettempdir())):
+        crash_file = folder / "dwmri-bidsapp-crash.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            crash_file.write_text(
+                f"{_PROGRAM} {__version__} {sys.argv}\n\n{traceback.format_exc()}", encoding="utf-8"
+            )
+        except OSError:
+            continue
+        return crash_file
+    return None
+
+
+def _say(message: str) -> None:
+    print(f"{_PROGRAM}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end the program as Ctrl-C does: children end, the last line is printed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

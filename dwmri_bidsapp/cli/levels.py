@@ -1,0 +1,200 @@
+"""The participant level and the group level: what is called in which order, and what is said at the end."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..bids import DwiRun, UnusableImage, find_runs, participants_of, select_participants
+from ..config import PACKAGE, Config, check_paths
+from ..derivatives import (
+    check_out_dir,
+    write_boilerplate,
+    write_config,
+    write_provenance,
+    write_root_files,
+)
+from ..errors import BadDataError, DwmriError, RunFailed
+from ..machine import resolve_device, set_environment
+from .logs import logging_to
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run, or a participant, that could not be processed."""
+
+    subject: str
+    message: str
+    exit_code: int
+
+
+@dataclass
+class Summary:
+    """What the last line will tell.
+
+    Attributes
+    ----------
+    n_done
+        Runs that were denoised.
+    said
+        What was done, and where to look.
+    failures
+        What was not.
+    """
+
+    n_done: int = 0
+    said: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def run_levels(config: Config) -> int:
+    """Run the levels that were asked for, and return the exit code.
+
+    Raises
+    ------
+    DwmriError
+        When nothing can be done.
+    """
+    check_paths(config)
+    check_out_dir(config.out_dir)
+    if config.dry_run:
+        from .dry_run import dry_run
+
+        return dry_run(config)
+    set_environment(config)
+    summary = Summary()
+    denoising = "participant" in config.levels and not config.reports_only
+    # Before anything is written: most mistakes show here.
+    runs, problems = find_runs(config) if denoising else ([], [])
+    config = resolve_device(config) if denoising and not config.boilerplate_only else config
+    subjects = sorted({run.subject for run in runs} | {problem.subject for problem in problems})
+    log_dir = config.log_dir(subjects[0] if len(subjects) == 1 else None)
+    with logging_to(log_dir / f"{PACKAGE}.log", config.verbose):
+        if denoising and config.boilerplate_only:
+            _write_methods(config, runs, problems, summary)
+            return _end(config, summary)
+        if denoising:
+            _denoise(config, runs, problems, subjects, summary)
+        elif "participant" in config.levels:
+            _write_reports_again(config, summary)
+        if "group" in config.levels:
+            _write_group(config, summary)
+    return _end(config, summary)
+
+
+def methods_text(config: Config, run: DwiRun) -> str:
+    """Return the methods text of the workflow that a configuration makes of a run."""
+    from ..workflows import init_dwmri_wf
+
+    return str(init_dwmri_wf(config, [run]).visit_desc())
+
+
+def _denoise(
+    config: Config,
+    runs: Sequence[DwiRun],
+    problems: Sequence[UnusableImage],
+    subjects: Sequence[str],
+    summary: Summary,
+) -> None:
+    """Denoise all runs, and write everything that is not of one run alone."""
+    start = time.time()
+    write_root_files(config)
+    for subject in subjects:
+        write_config(config, subject)
+    for problem in problems:
+        LOGGER.info("left out: %s", problem)
+        summary.failures.append(Failure(problem.subject, str(problem), problem.exit_code))
+    if runs:
+        from ..workflows import run_participant_level
+
+        LOGGER.info("%d runs of %d participants, on %s", len(runs), len(subjects), config.device)
+        write_boilerplate(config.out_dir, methods_text(config, runs[0]))
+        for outcome in run_participant_level(config, runs):
+            if outcome.error is None:
+                summary.n_done += 1
+                if config.clean_workdir:
+                    _remove_intermediate_files(config, outcome.run)
+            else:
+                summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
+    _write_records(config, subjects, summary.failures, seconds=time.time() - start)
+    if summary.n_done:
+        report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
+        plural = "run" if summary.n_done == 1 else "runs"
+        summary.said.append(f"{summary.n_done} {plural} denoised, see {config.out_dir / report}")
+
+
+def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
+    from ..workflows.base import TOP, run_workflow_name
+
+    shutil.rmtree(config.work_dir / TOP / run_workflow_name(run), ignore_errors=True)
+
+
+def _write_records(
+    config: Config, subjects: Sequence[str], failures: Sequence[Failure], *, seconds: float
+) -> None:
+    """Write provenance, and what failed into the participants' reports."""
+    from ..reports import write_subject_report
+
+    for subject in subjects:
+        own = [failure.message for failure in failures if failure.subject == subject]
+        write_provenance(config, subject, {"seconds": round(seconds, 1), "failures": own})
+        if own:
+            write_subject_report(config.out_dir, subject, problems=own)
+
+
+def _write_methods(
+    config: Config, runs: Sequence[DwiRun], problems: Sequence[UnusableImage], summary: Summary
+) -> None:
+    if not runs:
+        raise problems[0]
+    written = write_boilerplate(config.out_dir, methods_text(config, runs[0]))
+    summary.said.append(f"methods text written, see {written[0]}")
+
+
+def _write_reports_again(config: Config, summary: Summary) -> None:
+    from ..reports import write_subject_report
+
+    present = participants_of(config.out_dir)
+    reports = [write_subject_report(config.out_dir, s) for s in select_participants(config) if s in present]
+    if not reports:
+        raise BadDataError(f"{config.out_dir}: no earlier results of these participants", "run them first")
+    summary.said.append(f"{len(reports)} reports written again, see {reports[0]}")
+
+
+def _write_group(config: Config, summary: Summary) -> None:
+    from ..reports import write_group_report
+
+    try:
+        report = write_group_report(config.out_dir, truth_dir=config.derivatives.get("truth"))
+    except DwmriError as error:
+        if not summary.failures:
+            raise
+        LOGGER.warning("no group report: %s", error)
+    else:
+        summary.said.append(f"group report: {report}")
+
+
+def _end(config: Config, summary: Summary) -> int:
+    """Print the last line, and return the exit code."""
+    failures = summary.failures
+    if not failures:
+        print(f"{PACKAGE}: done: {'; '.join(summary.said)}", flush=True)
+        return 0
+    subjects = {failure.subject for failure in failures}
+    logs = config.log_dir(subjects.pop()) if len(subjects) == 1 else config.out_dir / "sub-*" / "log"
+    lines = [failure.message for failure in failures]
+    if len(lines) == 1 and not summary.n_done:
+        lines = [f"{lines[0]}; logs: {logs}"]
+    else:
+        n_all = len(failures) + summary.n_done
+        lines.append("; ".join([f"{len(failures)} of {n_all} failed, logs: {logs}", *summary.said]))
+    for line in lines:
+        print(f"{PACKAGE}: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    codes = {failure.exit_code for failure in failures}
+    return codes.pop() if len(codes) == 1 and not summary.n_done else RunFailed.exit_code
