@@ -49,7 +49,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 @pytest.fixture(scope="module")
 def lock() -> dict[str, str]:
-    pins = {}
+    pins: dict[str, str] = {}
     for line in (ROOT / "requirements.lock").read_text().split():
         name, _, version = line.partition("==")
         pins[canonicalize_name(name)] = version
