@@ -1,0 +1,205 @@
+"""The report of one participant: one HTML file with all its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from .captions import Caption, caption_of, figure_order
+from .collect import (
+    Problem,
+    RunRecord,
+    find_records,
+    log_files,
+    read_problems,
+    read_provenance,
+    save_problems,
+)
+from .glossary import MetricRow, metric_rows
+from .judge import Finding, findings_of
+from .methods import read_methods, story_of
+from .render import inline_svg, link_to, number, render_page, seconds, write_text
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """A figure in the page: its anchor, title, caption and markup."""
+
+    anchor: str
+    title: str
+    caption: Caption
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run in the page; see ``templates/subject.html``."""
+
+    record: RunRecord
+    anchor: str
+    grid: str
+    shells: str
+    device: str
+    time: str
+    story: Markup
+    findings: list[Finding]
+    metric_rows: list[MetricRow]
+    figures: list[tuple[str, list[FigureView]]]
+    facts: list[tuple[str, str]]
+    record_text: str
+    files: list[tuple[str, str]]
+
+
+def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None) -> Path:
+    """Write ``OUT_DIR/sub-<subject>.html`` from what stands in OUT_DIR.
+
+    Parameters
+    ----------
+    out_dir
+        Root of the derivatives.
+    subject
+        Label of the participant, with or without ``sub-``.
+    problems
+        What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``) or texts; kept
+        for the group level. None keeps those of the last call, without those of runs finished since.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    InputOutputError
+        It could not be written.
+    """
+    out_dir = Path(out_dir)
+    subject = subject.removeprefix("sub-")
+    records, unreadable = find_records(out_dir, subject)
+    if problems is not None:
+        save_problems(out_dir, subject, Problem.all_of(problems))
+    failed = [*read_problems(out_dir, subject, records), *unreadable]
+    logs = log_files(out_dir, subject)
+    memory = read_provenance(logs).get("peak_memory_mb")
+    runs = [_view(record) for record in records]
+    methods, references = read_methods(out_dir)
+    text = render_page(
+        "subject.html",
+        title=f"sub-{subject}",
+        sections=[
+            ("summary", "Summary"),
+            *((r.anchor, r.record.label) for r in runs),
+            ("methods", "What was done"),
+        ],
+        subject=f"sub-{subject}",
+        runs=runs,
+        problems=failed,
+        crashes=[(link_to(path, out_dir), path.name) for path in logs if path.name.startswith("crash")],
+        logs=[(link_to(path, out_dir), path.name) for path in logs],
+        memory=f"{number(memory / 1000)} GB" if isinstance(memory, int | float) else "",
+        group_link="group.html" if (out_dir / "group.html").is_file() else "",
+        methods=methods,
+        references=references,
+    )
+    return write_text(out_dir / f"sub-{subject}.html", text)
+
+
+def _view(record: RunRecord) -> RunView:
+    info, preparation = record.info, record.preparation
+    spent = info.get("seconds")
+    total = sum(spent.values()) if isinstance(spent, dict) else spent
+    anchor = anchor_of(record)
+    everything = {
+        "info": info, "preparation": preparation, "metrics": record.metrics, "sources": record.sources,
+        "versions": record.versions,
+    }  # fmt: skip
+    return RunView(
+        record=record,
+        anchor=anchor,
+        grid=grid_of(preparation),
+        shells=shells_of(preparation),
+        device=str(info.get("device", "")),
+        time=seconds(total),
+        story=story_of(record),
+        findings=findings_of(record),
+        metric_rows=metric_rows(record.metrics),
+        figures=_figures(record, anchor),
+        facts=_facts(record),
+        record_text=json.dumps(everything, indent=2, ensure_ascii=False),
+        files=[(link_to(path, record.out_dir), path.name) for path in record.files()],
+    )
+
+
+def anchor_of(record: RunRecord) -> str:
+    """Return where a run stands in its participant's page; the group page links to it."""
+    return record.label if record.method == "denoised" else f"{record.label}_{record.method}"
+
+
+def grid_of(preparation: dict[str, Any]) -> str:
+    """Return matrix and voxel size for readers."""
+    shape, size = preparation.get("shape"), preparation.get("voxel_size_mm")
+    texts = []
+    if shape:
+        texts.append(" × ".join(str(n) for n in shape))
+    if size:
+        texts.append(" × ".join(number(float(mm)) for mm in size) + " mm")
+    return ", ".join(texts)
+
+
+def shells_of(preparation: dict[str, Any]) -> str:
+    """Return b-values and numbers of volumes for readers; a range where there are many."""
+    shells = preparation.get("shells") or []
+    if len(shells) > 8:
+        top = max(shell["b_value"] for shell in shells)
+        return f"{len(shells)} b-values up to {top:.0f} ({sum(shell['n_volumes'] for shell in shells)})"
+    return ", ".join(f"{shell['b_value']:.0f} ({shell['n_volumes']})" for shell in shells)
+
+
+def _figures(record: RunRecord, anchor: str) -> list[tuple[str, list[FigureView]]]:
+    files = record.figures()
+    known = [(name, found) for name in sorted(files, key=figure_order) if (found := caption_of(name))]
+    sections = []
+    for section, members in groupby(known, key=lambda entry: entry[1][0].section):
+        views = [
+            FigureView(
+                f"{anchor}-{name}",
+                title,
+                caption,
+                inline_svg(files[name].read_text(encoding="utf-8"), anchor),
+            )
+            for name, (caption, title) in members
+        ]
+        sections.append((section, views))
+    return sections
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    info, preparation = record.info, record.preparation
+    blend = info.get("blend") or {}
+    stages = info.get("seconds")
+    spent = stages if isinstance(stages, dict) else {}
+    share = info.get("data_loading_share")
+    facts = [
+        ("Orientation, data type", f"{preparation.get('orientation', '')}, {preparation.get('data_type', '')}"),
+        ("Brain mask", f"{number(preparation.get('mask_voxels'))} voxels, from {preparation.get('mask_source', '')}"),
+        ("Negative values (kept)", number(preparation.get("negative_values"))),
+        ("Voxels with DWI above b=0 (kept)", number(preparation.get("dwi_above_b0_voxels"))),
+        ("Network", f"{info.get('model', '')}, {number(info.get('weights'))} weights, {info.get('precision', '')}"),
+        ("Training", f"{number(info.get('steps'))} steps, ended: {info.get('stop_reason', '')}"),
+        ("Held-out error, start → end (noise variance)",
+         f"{number(info.get('heldout_loss_start'), 4)} → {number(info.get('heldout_loss_end'), 4)}"),
+        ("Waiting for data", "" if share is None else f"{100 * share:.0f}% of the training"),
+        ("Measurement given back, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in blend.items())),
+        ("Volumes passed through", ", ".join(map(str, info.get("passed_through_volumes") or ())) or "none"),
+        ("Median noise level (signal units)", number(info.get("sigma_median"))),
+        ("Time", ", ".join(f"{stage} {seconds(spent[stage])}" for stage in spent)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
+        ("Sources", ", ".join(str(source) for source in record.sources.values())),
+    ]  # fmt: skip
+    return [(name, value) for name, value in facts if value.strip(" ,→")]
