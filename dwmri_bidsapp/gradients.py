@@ -70,6 +70,10 @@ class Gradients:
         """Mask of the diffusion-weighted volumes, (V,)."""
         return self.shell > 0
 
+    def shell_name(self, shell: int) -> str:
+        """Name of a shell in tables and figures: ``b0``, ``b1000``."""
+        return f"b{self.shell_bvals[shell]:g}" if shell else "b0"
+
     @classmethod
     def from_arrays(cls, bvals: ArrayLike, bvecs: ArrayLike, b0_threshold: float = B0_THRESHOLD) -> Gradients:
         """Check a gradient table, normalise its vectors and find its shells.

@@ -112,8 +112,8 @@ def dti_kfold_error(
     """Predict held-out raw volumes by tensors that were fitted (OLS) to the other volumes.
 
     Folds cut the diffusion-weighted volumes; b=0 volumes always stay in. The floor is about 1 where the tensor
-    describes the signal (lower for Rician data at low SNR, higher at high b). Fitting to denoised volumes should
-    give less than fitting to raw ones: about sqrt(1 + 7 / volumes) turns into 1.
+    describes the signal (lower for Rician data at low SNR, higher at high b). Good: less when fitted
+    to denoised volumes than to raw ones, whose noise the fit adds.
 
     Notes
     -----

@@ -128,8 +128,8 @@ def errors_against_truth(
     Returns
     -------
     dict of str to float
-        ``psnr_dwi`` (all diffusion-weighted volumes together), ``psnr_dwi_worst_volume``, ``ssim_dwi`` (mean of them),
-        ``psnr_b0``, ``psnr_b1000`` ... for each shell, ``bias_b0``, ``bias_b1000`` ... (mean error / mean
+        ``psnr_dwi`` (all diffusion-weighted volumes together), ``psnr_dwi_worst_volume``, ``ssim_dwi``
+        (their mean), ``psnr_b0``, ``psnr_b1000`` ... for each shell, ``bias_b0``, ``bias_b1000`` ... (mean error / mean
         truth), and, where a tensor can be fitted, ``fa_error``, ``md_error`` (mm²/s) and
         ``angular_error`` (degrees).
 
@@ -145,29 +145,36 @@ def errors_against_truth(
         peak = dwi_range(truth_xyzv, gradients, mask_xyz)
         found["psnr_dwi"] = _decibels(float(squared_v[gradients.dwi].mean()), peak)
         found["psnr_dwi_worst_volume"] = _decibels(float(squared_v[gradients.dwi].max()), peak)
-        found["ssim_dwi"] = float(
-            np.mean(
-                [
-                    ssim(estimate_xyzv[..., v], truth_xyzv[..., v], mask_xyz, peak)
-                    for v in np.flatnonzero(gradients.dwi)
-                ]
-            )
-        )
+        volumes = np.flatnonzero(gradients.dwi)
+        similarity = [ssim(estimate_xyzv[..., v], truth_xyzv[..., v], mask_xyz, peak) for v in volumes]
+        found["ssim_dwi"] = float(np.mean(similarity))
     for shell in np.unique(gradients.shell):
-        volumes = gradients.shell == shell
-        name = f"b{gradients.shell_bvals[shell]:g}" if shell else "b0"
+        in_shell = gradients.shell == shell
+        name = gradients.shell_name(shell)
         peak = dwi_range(truth_xyzv, gradients, mask_xyz, b0=shell == 0)
-        found[f"psnr_{name}"] = _decibels(float(squared_v[volumes].mean()), peak)
-        found[f"bias_{name}"] = _relative_bias(estimate_xyzv, truth_xyzv, mask_xyz, volumes)
+        found[f"psnr_{name}"] = _decibels(float(squared_v[in_shell].mean()), peak)
+        found[f"bias_{name}"] = _relative_bias(estimate_xyzv, truth_xyzv, mask_xyz, in_shell)
+    return found | _tensor_errors(estimate_xyzv, truth_xyzv, gradients, mask_xyz, tensor_truth)
+
+
+def _tensor_errors(
+    estimate_xyzv: Array,
+    truth_xyzv: Array,
+    gradients: Gradients,
+    mask_xyz: Mask,
+    tensor_truth: TensorMaps | None,
+) -> dict[str, float]:
+    """Errors of the tensor's maps; empty where the protocol has no tensor."""
     try:
         tensor_truth = tensor_truth or fit_tensor(truth_xyzv, gradients, mask_xyz)
         tensor = fit_tensor(estimate_xyzv, gradients, mask_xyz)
     except BadDataError:
-        return found
-    found["fa_error"] = fa_error(tensor, tensor_truth, mask_xyz)
-    found["md_error"] = md_error(tensor, tensor_truth, mask_xyz)
-    found["angular_error"] = angular_error(tensor, tensor_truth, mask_xyz)
-    return found
+        return {}
+    return {
+        "fa_error": fa_error(tensor, tensor_truth, mask_xyz),
+        "md_error": md_error(tensor, tensor_truth, mask_xyz),
+        "angular_error": angular_error(tensor, tensor_truth, mask_xyz),
+    }
 
 
 def _relative_bias(estimate_xyzv: Array, truth_xyzv: Array, mask_xyz: Mask, volumes: Mask) -> float:
