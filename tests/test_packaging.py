@@ -258,6 +258,18 @@ def test_links_between_the_pages_lead_somewhere() -> None:
     assert not broken
 
 
+def test_usage_page_has_every_option_and_no_other() -> None:
+    from dwmri_bidsapp.cli.parser import build_parser, build_subcommand_parser
+
+    parsers = [build_parser(), build_subcommand_parser("demo"), build_subcommand_parser("simulate")]
+    actions = [action for parser in parsers for action in parser._actions if action.option_strings]
+    explained = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", (ROOT / "docs" / "usage.md").read_text()))
+    forgotten = [action.option_strings for action in actions if not explained & set(action.option_strings)]
+    known = {option for action in actions for option in action.option_strings}
+    assert not forgotten
+    assert {option for option in explained if option.startswith("--")} <= known
+
+
 def test_no_file_names_a_path_of_one_machine() -> None:
     private = [r"/(?:root|home/\w+|Users/\w+)/"]
     if len(ROOT.parts) > 2 and ROOT.parts[1] != "tmp":
