@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib import metadata
 from pathlib import Path
 
 import nibabel as nb
@@ -17,23 +15,13 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from ..bids import DwiRun
 from ..config import Config
+from ..derivatives import versions
 from .denoise import init_denoise_wf
 from .outputs import init_derivatives_wf
 from .preparation import init_preparation_wf
 from .quality import init_quality_wf
 
 TOP = "dwmri_wf"
-_SHOWN_VERSIONS = (
-    "dwmri-bidsapp",
-    "torch",
-    "nipype",
-    "niworkflows",
-    "pybids",
-    "nibabel",
-    "dipy",
-    "numpy",
-    "scipy",
-)
 
 
 def init_dwmri_wf(config: Config, runs: Sequence[DwiRun]) -> Workflow:
@@ -53,10 +41,10 @@ def init_dwmri_wf(config: Config, runs: Sequence[DwiRun]) -> Workflow:
     """
     workflow = Workflow(name=TOP, base_dir=str(config.work_dir))
     workflow.__desc__ = (
-        f"Diffusion MRI data were denoised with *dwmri-bidsapp* {_version('dwmri-bidsapp')}, which is based on "
-        f"*Nipype* {_version('nipype')} [@gorgolewski2011], *PyTorch* {_version('torch')} [@paszke2019] and the "
+        "Diffusion MRI data were denoised with *dwmri-bidsapp* {dwmri-bidsapp}, which is based on *Nipype* {nipype} "
+        "[@gorgolewski2011; @esteban2019], *PyTorch* {torch} [@paszke2019], *pybids* {pybids} [@yarkoni2019] and the "
         "Brain Imaging Data Structure [@gorgolewski2016]. "
-    )
+    ).format(**versions())
     workflow.config["execution"].update(
         stop_on_first_crash=str(config.stop_on_first_crash).lower(),
         crashfile_format="txt",
@@ -110,7 +98,7 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         checkpoint_dir=config.work_dir / TOP / name / "checkpoints",
     )
     quality_wf = init_quality_wf(
-        prefix=run.label, sources=sources, versions=_versions(), mem_gb=0.7 + 3 * size_gb
+        prefix=run.label, sources=sources, versions=versions(), mem_gb=0.7 + 3 * size_gb
     )
     derivatives_wf = init_derivatives_wf(run=run, sources=sources, out_dir=str(config.out_dir))
     given = [field for field in ("mask_file", "noise_map") if inputs[field] is not None]
@@ -167,14 +155,3 @@ def _bids_uri(path: Path, roots: dict[str, Path]) -> str:
         if path.is_relative_to(root):
             return f"bids:{name}:{path.relative_to(root).as_posix()}"
     return path.as_uri()
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _SHOWN_VERSIONS}}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nipype.pipeline.plugins import LinearPlugin
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from ..bids import DwiRun
 from ..config import Config
-from ..errors import BadDataError, DwmriError, InputOutputError, RunFailed, WorkflowError
-from ..interfaces.base import ERROR_FILE, read_error
+from ..errors import BadDataError, DwmriError, InputOutputError, RunFailed, TryAgainError, WorkflowError
+from ..interfaces.base import ERROR_FILE, as_dwmri_error, read_error
 from .base import TOP, init_dwmri_wf, run_workflow_name
 from .plugins import NIPYPE_LOGGERS, make_plugin
 
@@ -79,21 +81,25 @@ def _execute(config: Config, runs: Sequence[DwiRun]) -> dict[str, DwmriError]:
     """Run the workflow, and return the errors by label of the run."""
     ended: set[str] = set()
     plugin = make_plugin(config, _Progress(ended))
-    workflow = _build(config, runs)
+    # One after the other, Nipype would take all runs through the first step, then all through the next.
+    batches = [[run] for run in runs] if isinstance(plugin, LinearPlugin) else [runs]
+    workflows = [_build(config, batch) for batch in batches]
+    if config.write_graph:
+        _write_graph(_build(config, runs), config.log_dir() / "graph.dot")
     folders = {run.label: config.work_dir / TOP / run_workflow_name(run) for run in runs}
     for folder in folders.values():
         for old in folder.rglob(ERROR_FILE):
             old.unlink()
-    for name in NIPYPE_LOGGERS:
-        logging.getLogger(name).setLevel(
-            {0: logging.CRITICAL, 1: logging.INFO}.get(config.verbose, logging.DEBUG)
-        )
+    _set_verbosity(config.verbose)
     stopped: Exception | None = None
-    try:
-        workflow.run(plugin=plugin)
-    except Exception as error:  # Nipype raises one for all; what each run has to say is on disk
-        LOGGER.debug("Nipype stopped with an error", exc_info=True)
-        stopped = error
+    for workflow in workflows:
+        try:
+            workflow.run(plugin=plugin)
+        except Exception as error:  # Nipype raises one for all; what each run has to say is on disk
+            LOGGER.debug("Nipype stopped with an error", exc_info=True)
+            stopped = error
+            if config.stop_on_first_crash:
+                break
     return {
         run.label: _error_of(run, folders[run.label], config, stopped)
         for run in runs
@@ -103,14 +109,18 @@ def _execute(config: Config, runs: Sequence[DwiRun]) -> dict[str, DwmriError]:
 
 def _build(config: Config, runs: Sequence[DwiRun]) -> Workflow:
     try:
-        workflow = init_dwmri_wf(config, runs)
-        if config.write_graph:
-            _write_graph(workflow, config.log_dir() / "graph.dot")
+        return init_dwmri_wf(config, runs)
     except DwmriError:
         raise
     except Exception as error:
         raise WorkflowError(f"the workflow could not be built: {type(error).__name__}: {error}") from error
-    return workflow
+
+
+def _set_verbosity(verbose: int) -> None:
+    # Nipype logs whole tracebacks as errors; what the user needs to know is in the outcomes.
+    level = {0: logging.CRITICAL, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    for name in NIPYPE_LOGGERS:
+        logging.getLogger(name).setLevel(level)
 
 
 def _write_graph(workflow: Workflow, path: Path) -> None:
@@ -145,9 +155,18 @@ def _error_of(run: DwiRun, folder: Path, config: Config, stopped: Exception | No
     for crash_file in sorted(config.log_dir(run.subject).glob("crash-*.txt")):
         lines = [line.strip() for line in crash_file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if lines and lines[0].startswith(f"Node: {name}"):
-            return RunFailed(f"{run.dwi}: {lines[-1]}", f"see {crash_file}")
+            return _error_from_text(f"{run.dwi}: {lines[-1]}", f"see {crash_file}")
+    if isinstance(stopped, OSError | MemoryError):
+        return as_dwmri_error(stopped)
     reason = "an earlier run failed" if config.stop_on_first_crash else str(stopped or "no node ran")
     return RunFailed(f"{run.dwi}: not finished: {reason[:300]}")
+
+
+def _error_from_text(message: str, hint: str) -> DwmriError:
+    """Return the error that the last line of a traceback tells of, for errors outside our interfaces."""
+    if re.search(r"\[Errno (5|13|27|28|30|122)\]", message):
+        return InputOutputError(message, hint)
+    return (TryAgainError if "MemoryError" in message else RunFailed)(message, hint)
 
 
 def _unreadable(run: DwiRun) -> DwmriError | None:

@@ -13,11 +13,12 @@ from ..interfaces import DerivativesDataSink, WriteReport
 
 TIMESERIES_COLUMNS: dict[str, dict[str, str]] = {
     "step": {"Description": "Number of optimiser steps done"},
-    "learning_rate": {"Description": "Learning rate of this step"},
-    "training_loss": {
-        "Description": "Loss of this step's patches; noise alone has a mean squared error of 1"
+    "learning_rate": {"Description": "Learning rate of the next step"},
+    "training_loss": {"Description": "Loss of the last step; n/a before the first"},
+    "heldout_loss": {
+        "Description": "Mean squared error of voxels that no step sees, in units of the noise variance: "
+        "1 is what the noise alone leaves"
     },
-    "heldout_loss": {"Description": "Loss of the voxels that no step sees; n/a where it was not measured"},
     "seconds": {"Description": "Time since the training began", "Units": "s"},
 }
 
@@ -103,6 +104,7 @@ def _names_and_metadata(sources: dict[str, str]) -> dict[str, dict[str, Any]]:
             "desc": "denoised", "suffix": "dwi", "compress": True,
             "meta_dict": {
                 "Sources": used,
+                "SpatialReference": sources["dwi"],
                 "SkullStripped": False,
                 "Description": "Denoised inside the brain mask; unchanged outside of it",
             },
@@ -111,12 +113,17 @@ def _names_and_metadata(sources: dict[str, str]) -> dict[str, dict[str, Any]]:
         "bvec": {"desc": "denoised", "suffix": "dwi", "extension": ".bvec"},
         "mask": {
             "desc": "brain", "suffix": "mask", "compress": True,
-            "meta_dict": {"Sources": [sources.get("mask", sources["dwi"])], "Type": "Brain"},
+            "meta_dict": {
+                "Sources": [sources.get("mask", sources["dwi"])],
+                "SpatialReference": sources["dwi"],
+                "Type": "Brain",
+            },
         },
         "sigma": {
             **noise, "param": "sigma",
             "meta_dict": {
                 "Sources": [sources.get("noise_map", sources["dwi"])],
+                "SpatialReference": sources["dwi"],
                 "SkullStripped": False,
                 "Description": "Standard deviation of the noise, in units of the signal",
             },
@@ -125,7 +132,8 @@ def _names_and_metadata(sources: dict[str, str]) -> dict[str, dict[str, Any]]:
             **noise, "param": "uncertainty",
             "meta_dict": {
                 "Sources": used,
-                "SkullStripped": False,
+                "SpatialReference": sources["dwi"],
+                "SkullStripped": True,
                 "Description": "Standard deviation of the error left in the denoised diffusion-weighted volumes, "
                 "in units of the signal",
             },

@@ -95,9 +95,14 @@ def write_tsv(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
-            values = [plain(row.get(column)) for column in columns]
-            writer.writerow(["n/a" if value is None else value for value in values])
+            writer.writerow([_cell(plain(row.get(column))) for column in columns])
     return path
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return "n/a"
+    return f"{value:.10g}" if isinstance(value, float) else value
 
 
 def read_tsv(path: Path) -> list[dict[str, float]]:

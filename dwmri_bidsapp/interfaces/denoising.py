@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,16 @@ class DenoiseRun(RunInterface):
     output_spec = _DenoiseRunOutputSpec
 
     def _work(self, folder: Path) -> dict[str, Any]:
+        import torch
+
         from ..denoising import denoise
 
         inputs = self.inputs
+        torch.set_num_threads(inputs.num_threads)
         image = open_series(Path(inputs.dwi_file))
         mask_xyz = np.asanyarray(nb.load(inputs.mask_file).dataobj) > 0
         sigma_xyz = load_noise_map(Path(inputs.noise_map), image) if isdefined(inputs.noise_map) else None
-        with self._device() as device:
+        with self._device() as device, progress_bar() as progress:
             denoised = denoise(
                 read_series(image, Path(inputs.dwi_file)),
                 read_gradients(Path(inputs.gradients_file)),
@@ -61,8 +64,8 @@ class DenoiseRun(RunInterface):
                 DenoiseOptions(**inputs.options),
                 sigma_xyz=sigma_xyz,
                 device=device,
-                n_threads=inputs.num_threads,
-                checkpoint_dir=Path(inputs.checkpoint_dir) if isdefined(inputs.checkpoint_dir) else None,
+                checkpoint_dir=self._checkpoint_dir(),
+                progress=progress,
             )
         # Not compressed: the sink compresses once, and the next nodes read it volume by volume.
         denoised_file = save_image(denoised.dwi_xyzv, image, folder / "denoised.nii", inputs.output_dtype)
@@ -74,10 +77,32 @@ class DenoiseRun(RunInterface):
             "info_file": str(write_json(denoised.info, folder / "info.json")),
         }
 
+    def _checkpoint_dir(self) -> Path | None:
+        """Return a folder for these very inputs: a training never goes on with other ones."""
+        if not isdefined(self.inputs.checkpoint_dir):
+            return None
+        _, key = self.inputs.get_hashval(hash_method="content")
+        return Path(self.inputs.checkpoint_dir) / key
+
     def _device(self) -> contextlib.AbstractContextManager[str]:
         if not self.inputs.use_gpu:
             return contextlib.nullcontext("cpu")
         return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir))
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, float], None]]:
+    """Yield what a training tells its progress to; shown on terminals only."""
+    from tqdm import tqdm
+
+    with tqdm(desc="denoising", unit="step", disable=None, leave=False) as bar:
+
+        def show(step: int, n_steps: int, heldout_loss: float) -> None:
+            bar.total = n_steps
+            bar.set_postfix(heldout_loss=f"{heldout_loss:.4f}", refresh=False)
+            bar.update(step - bar.n)
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ class _MeasureQualityInputSpec(BaseInterfaceInputSpec):
 
 class _MeasureQualityOutputSpec(TraitedSpec):
     metrics_file = File(exists=True, desc="measures by name (JSON)")
-    tensors_before = File(exists=True, desc="tensor maps of the series as acquired (npz: fa, md, v1)")
-    tensors_after = File(exists=True, desc="tensor maps of the denoised series (npz: fa, md, v1)")
+    tensors_before = File(exists=True, desc="tensor maps of the series as acquired (npz)")
+    tensors_after = File(exists=True, desc="tensor maps of the denoised series (npz)")
 
 
 class MeasureQuality(RunInterface):
@@ -48,7 +48,7 @@ class MeasureQuality(RunInterface):
         outputs = {"metrics_file": str(write_json(measures, folder / "metrics.json"))}
         for name, dwi_xyzv in {"tensors_before": noisy_xyzv, "tensors_after": denoised_xyzv}.items():
             maps = metrics.fit_tensor(dwi_xyzv, gradients, mask_xyz)
-            np.savez(folder / f"{name}.npz", fa=maps.fa, md=maps.md, v1=maps.v1)
+            np.savez(folder / f"{name}.npz", **vars(maps))
             outputs[name] = str(folder / f"{name}.npz")
         return outputs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nb
@@ -18,6 +17,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from ..metrics import TensorMaps
 from ..preparation import read_gradients
 from .base import RunInterface, read_tsv
 
@@ -99,6 +99,6 @@ class WriteReport(RunInterface):
         return {"out_file": str(write_subject_report(Path(self.inputs.out_dir), self.inputs.subject))}
 
 
-def _read_tensors(path: str) -> SimpleNamespace:
+def _read_tensors(path: str) -> TensorMaps:
     with np.load(path) as maps:
-        return SimpleNamespace(fa=maps["fa"], md=maps["md"], v1=maps["v1"])
+        return TensorMaps(**maps)
