@@ -21,7 +21,7 @@ FROM ${BASE_IMAGE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --home-dir /home/dwmri --shell /usr/sbin/nologin dwmri \
+    && useradd --uid 1000 --create-home --home-dir /home/dwmri --shell /usr/sbin/nologin dwmri \
     && chmod 0755 /home/dwmri
 COPY --from=build /opt/dwmri-bidsapp /opt/dwmri-bidsapp
 # Nothing is looked up on the network and nothing is written outside OUT_DIR, the work folder and /tmp.
@@ -38,6 +38,6 @@ LABEL org.opencontainers.image.title="dwmri-bidsapp" \
       org.opencontainers.image.description="A BIDS App that removes noise from diffusion MRI" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
-USER dwmri
+USER 1000
 WORKDIR /tmp
 ENTRYPOINT ["/opt/dwmri-bidsapp/bin/dwmri-bidsapp"]
