@@ -32,7 +32,7 @@ VERSIONS_OF = (
 # a folder with a trailing slash would not match.
 BIDSIGNORE = (
     "*.html", "logs", "log", "figures", "group*", "*_dwi.bval", "*_dwi.bvec", "*_dwimap.*",
-    "*_timeseries.tsv", "*_metrics.*",
+    "*_timeseries.*", "*_metrics.*",
 )  # fmt: skip
 
 _README = """# Denoised diffusion MRI
@@ -218,12 +218,13 @@ def _source_description(bids_dir: Path) -> dict[str, Any]:
 
 
 def _container() -> dict[str, str] | None:
-    """Return type and tag of the container that this process runs in, if any."""
+    """Return type and tag of the container that this process runs in, where it says so."""
     for variable in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
         if image := os.environ.get(variable):
             return {"Type": variable.partition("_")[0].lower(), "Tag": Path(image).name}
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
-        return {"Type": "docker", "Tag": os.environ.get("DWMRI_BIDSAPP_IMAGE", f"{PACKAGE}:{__version__}")}
+    # Set by our own Dockerfile; the traces that docker leaves do not tell which image it is.
+    if tag := os.environ.get("DWMRI_BIDSAPP_IMAGE"):
+        return {"Type": "docker", "Tag": tag}
     return None
 
 
