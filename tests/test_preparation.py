@@ -199,7 +199,7 @@ def test_a_given_mask_is_taken_as_it_is(tmp_path: Path) -> None:
     [
         ((24, 26, 19), AFFINE, r"expected shape \(24, 26, 20\).* found \(24, 26, 19\)"),
         (SHAPE, AFFINE * [[1], [1], [-1], [1]], ".*found a corner 114.0 mm away"),
-        (SHAPE, AFFINE + [[0, 0, 0, 2], [0] * 4, [0] * 4, [0] * 4], ".*found a corner 2.0 mm away"),
+        (SHAPE, AFFINE + np.eye(4, k=3) * 2, ".*found a corner 2.0 mm away"),
     ],
 )
 def test_a_mask_on_another_grid_is_refused(

@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import BadDataError, DwmriError, InputOutputError, RunFailed, TryAgainError, WorkflowError
 from ..interfaces.base import ERROR_FILE, as_dwmri_error, read_error
 from .base import TOP, init_dwmri_wf, run_workflow_name
-from .plugins import NIPYPE_LOGGERS, make_plugin
+from .plugins import make_plugin
 
 LOGGER = logging.getLogger(__name__)
 _LAST_NODE = "derivatives_wf.report"
@@ -90,7 +90,6 @@ def _execute(config: Config, runs: Sequence[DwiRun]) -> dict[str, DwmriError]:
     for folder in folders.values():
         for old in folder.rglob(ERROR_FILE):
             old.unlink()
-    _set_verbosity(config.verbose)
     stopped: Exception | None = None
     for workflow in workflows:
         try:
@@ -116,13 +115,6 @@ def _build(config: Config, runs: Sequence[DwiRun]) -> Workflow:
         raise WorkflowError(f"the workflow could not be built: {type(error).__name__}: {error}") from error
 
 
-def _set_verbosity(verbose: int) -> None:
-    # Nipype logs whole tracebacks as errors; what the user needs to know is in the outcomes.
-    level = {0: logging.CRITICAL, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    for name in NIPYPE_LOGGERS:
-        logging.getLogger(name).setLevel(level)
-
-
 def _write_graph(workflow: Workflow, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Drawn only where graphviz is installed; the dot file is always written.
@@ -134,13 +126,18 @@ class _Progress:
     """Notes which nodes have ended, and tells the user which run is where."""
 
     def __init__(self, ended: set[str]) -> None:
+        self._started: set[str] = set()
         self._ended = ended
 
     def __call__(self, node: Any, status: str) -> None:
-        if status == "end":
+        if status == "start":
+            self._started.add(node.fullname)
+            if node.name in _SHOWN_NODES:
+                run = node.fullname.split(".")[1].removesuffix("_wf")
+                LOGGER.info("%s: %s", run, _SHOWN_NODES[node.name])
+        # Linear lets nodes "end" that it left out because of an error before them.
+        elif status == "end" and node.fullname in self._started:
             self._ended.add(node.fullname)
-        elif status == "start" and node.name in _SHOWN_NODES:
-            LOGGER.info("%s: %s", node.fullname.split(".")[1].removesuffix("_wf"), _SHOWN_NODES[node.name])
 
 
 def _error_of(run: DwiRun, folder: Path, config: Config, stopped: Exception | None) -> DwmriError:

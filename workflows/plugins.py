@@ -27,7 +27,7 @@ from ..config import Config
 from ..errors import DwmriError, RunFailed, TryAgainError, UsageError
 from ..interfaces.base import write_error
 
-NIPYPE_LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
+_NIPYPE_LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 # Imported once, before the nodes' processes are forked off; none of it starts threads or touches a GPU.
 _PRELOADED = [
     "nipype.pipeline.engine",
@@ -54,6 +54,11 @@ class GuardedMultiProcPlugin(MultiProcPlugin):
 
     A process that ends without an answer fails its own node, and no other. When this process
     ends, for whatever reason, the nodes end too. Memory goes back after each node.
+
+    Parameters
+    ----------
+    plugin_args
+        As of MultiProc, and ``log_level``: what the processes log.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
@@ -72,8 +77,8 @@ class GuardedMultiProcPlugin(MultiProcPlugin):
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         receiver, sender = self._context.Pipe(duplex=False)
-        levels = {name: logging.getLogger(name).level for name in NIPYPE_LOGGERS}
-        process = self._context.Process(target=_run_node, args=(sender, node, updatehash, levels))
+        level = self.plugin_args.get("log_level", logging.INFO)
+        process = self._context.Process(target=_run_node, args=(sender, node, updatehash, level))
         process.start()
         sender.close()  # so that the pipe ends when the process does
         self._task_obj[self._taskid] = _Task(process, receiver, node)
@@ -122,6 +127,8 @@ def make_plugin(config: Config, status_callback: Callable[[Any, str], None] | No
         "n_procs": config.nprocs,
         "memory_gb": config.mem_mb / 1000,
         "n_gpu_procs": len(config.gpu_ids),
+        # Nipype logs whole tracebacks as errors; the user gets one line at the end.
+        "log_level": {0: logging.CRITICAL, 1: logging.INFO}.get(config.verbose, logging.DEBUG),
         # A node that asks for more than there is gets all there is.
         "raise_insufficient": False,
     }
@@ -166,11 +173,11 @@ def _run_of(node: Any) -> str:
     return ".".join(node.fullname.split(".")[:2])
 
 
-def _run_node(sender: Connection, node: Any, updatehash: bool, levels: dict[str, int]) -> None:
+def _run_node(sender: Connection, node: Any, updatehash: bool, log_level: int) -> None:
     """Run a node in its own process, and send its traceback, or None."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    for name in _NIPYPE_LOGGERS:
+        logging.getLogger(name).setLevel(log_level)
     traceback = None
     try:
         node.run(updatehash=updatehash)

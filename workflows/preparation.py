@@ -44,11 +44,7 @@ def init_preparation_wf(
         Copies, byte for byte.
     """
     workflow = Workflow(name=name)
-    how = (
-        "was given"
-        if given_mask
-        else "was made from the mean *b*=0 volume (`median_otsu` of *DIPY* [@garyfallidis2014; @otsu1979])"
-    )
+    made = "was made from the mean *b*=0 volume (`median_otsu` of *DIPY* [@garyfallidis2014; @otsu1979])"
     workflow.__desc__ = (
         f"The gradient table was checked and grouped into shells, volumes up to *b*={b0_threshold:g} s/mm² being "
         f"taken as *b*=0. The brain mask {'was given' if given_mask else made}. "
