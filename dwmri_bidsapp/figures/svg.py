@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
@@ -52,6 +50,13 @@ _STYLE: Any = {
 _FONTS = "Verdana, 'DejaVu Sans', sans-serif"
 
 
+_HOVER = """<style type="text/css">
+@keyframes dwmri-flicker { 0% { opacity: 1; } 100% { opacity: 0; } }
+.foreground-svg { animation: 1s ease-in-out 0s alternate none infinite paused dwmri-flicker; }
+.foreground-svg:hover { animation-play-state: running; }
+</style>"""
+
+
 def style() -> Any:
     """Return the context in which every figure of this package is drawn."""
     return mpl.rc_context(_STYLE)
@@ -76,23 +81,26 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def flicker(before: Figure, after: Figure, name: str, label: str) -> str:
-    """Return two figures of one size as one SVG, the second on top: the flicker of the NiPreps.
+    """Return two figures of one size as one SVG, the second on top.
 
-    The page toggles the group of class ``foreground-svg``; opened alone, hovering does.
+    The layers have the class names of the NiPreps' flicker (their ``compose_view`` is being moved out of
+    niworkflows, and takes only private types in nireports). The page toggles ``foreground-svg``; opened
+    alone, hovering does.
     """
-    from niworkflows.viz.utils import compose_view
-    from svgutils.transform import fromstring
-
+    below, above = (
+        to_svg(figure, f"{name}-{layer}", "") for figure, layer in ((before, "before"), (after, "after"))
+    )
+    head = re.match(r"<svg[^>]*>", below)
+    assert head is not None
     layers = [
-        fromstring(to_svg(figure, f"{name}-{layer}", label))
-        for layer, figure in (("before", before), ("after", after))
+        f'<g class="{kind}-svg">{_inside(text)}</g>'
+        for kind, text in (("background", below), ("foreground", above))
     ]
-    with TemporaryDirectory() as folder:
-        composed = Path(compose_view(layers[:1], layers[1:], out_file=Path(folder) / "flicker.svg"))
-        text = composed.read_text(encoding="utf-8")
-    # A random name would make the same data give another file.
-    text = re.sub(r"flickerAnimation[0-9a-f-]{36}", "dwmri-flicker", text)
-    return _label(text[text.index("<svg") :], label)
+    return _label("\n".join([head[0], _HOVER, *layers, "</svg>\n"]), label)
+
+
+def _inside(svg: str) -> str:
+    return svg[svg.index(">") + 1 : svg.rindex("</svg>")]
 
 
 def _clean(svg: str, name: str) -> str:

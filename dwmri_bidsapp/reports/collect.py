@@ -172,17 +172,20 @@ def save_problems(out_dir: Path, subject: str, problems: Iterable[Problem]) -> N
 
 
 def read_problems(out_dir: Path, subject: str, records: Iterable[RunRecord]) -> list[Problem]:
-    """Return what :func:`save_problems` kept, without the problems of runs that were finished since then."""
+    """Return what :func:`save_problems` kept, without what runs finished since then have made untrue.
+
+    A problem that names no run is untrue as soon as any run was finished after it.
+    """
     path = _problems_path(out_dir, subject)
     if not path.is_file():
         return []
     try:
         problems = [Problem(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["problems"]]
-        since = path.stat().st_mtime
-        finished = {record.label for record in records if record.metrics_file.stat().st_mtime > since}
+        since = path.stat().st_mtime_ns
+        finished = {record.label for record in records if record.metrics_file.stat().st_mtime_ns > since}
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Problem(f"{path.relative_to(out_dir)} cannot be read: {error}")]
-    return [problem for problem in problems if problem.run not in finished]
+    return [problem for problem in problems if not (problem.run in finished or (finished and not problem.run))]
 
 
 def log_files(out_dir: Path, subject: str) -> list[Path]:
