@@ -13,7 +13,7 @@ from ..denoising.options import DenoiseOptions
 from ..errors import RunFailed
 
 # Measured on one core of a current server CPU without 16-bit arithmetic; a factor of three either way is usual.
-_SECONDS_PER_TRAINED_VOXEL = 6e-6
+_SECONDS_PER_TRAINED_VOXEL = 7e-6
 _SECONDS_PER_VALUE = 8e-6
 
 
