@@ -161,7 +161,7 @@ def _name_points(drawn: str, runs: Sequence[tuple[str, str]]) -> str:
         label = escape(labels[found[1]])
         return f'<a href="{found[1]}"{focus} aria-label="{label}"><title>{label}</title>'
 
-    return re.sub(r'<a xlink:href="([^"]*)">', link, drawn)
+    return re.sub(r'<a xlink:href="([^"]*)"[^>]*>', link, drawn)
 
 
 def _finite(value: Any) -> float:
