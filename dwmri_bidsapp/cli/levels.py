@@ -113,7 +113,7 @@ def _denoise(
     if runs:
         from ..workflows import run_participant_level
 
-        LOGGER.info("%d runs of %d participants, on %s", len(runs), len(subjects), config.device)
+        LOGGER.info("to denoise: %d of %d participants, on %s", len(runs), len(subjects), config.device)
         write_boilerplate(config.out_dir, methods_text(config, runs[0]))
         for outcome in run_participant_level(config, runs):
             if outcome.error is None:
