@@ -229,6 +229,23 @@ def test_a_figure_is_as_wide_as_the_page(out_dir: Path) -> None:
         assert " width=" not in head
 
 
+def test_a_page_that_would_grow_too_large_links_to_the_figures_of_later_runs(
+    out_dir: Path, figures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(figure.stat().st_size for figure in figures)
+    monkeypatch.setattr("dwmri_bidsapp.reports.subject._PAGE_BYTES", int(1.5 * size))
+
+    path = write_subject_report(out_dir, "01")
+    page = Page(path)
+
+    assert len(figures) < page.tags.count("svg") < 2 * len(figures)
+    assert path.stat().st_size < 1.7 * size
+    linked = [link for link in page.links if link.endswith("_dwi.svg")]
+    assert linked
+    assert all("sub-01_run-2" in link for link in linked)
+    check_links(page, out_dir)
+
+
 def test_measures_of_the_page_are_those_of_the_file(out_dir: Path) -> None:
     page = Page(write_subject_report(out_dir, "02"))
     rows = {row[0].split("\n")[0]: row[2:4] for row in page.cells if len(row) >= 4}

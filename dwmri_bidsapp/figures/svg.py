@@ -6,12 +6,14 @@ of the text around them. Rasters are embedded pixel by pixel and enlarged by the
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK = "#0b0c0d"
 """Colour of text and axes; becomes ``currentColor``."""
@@ -49,6 +51,8 @@ _STYLE: Any = {
 # Verdana has the widths of the font that laid the figure out, and more machines have it.
 _FONTS = "Verdana, 'DejaVu Sans', sans-serif"
 
+
+_RASTER = re.compile(r'"data:image/png;base64,([^"]*)"')
 
 _HOVER = """<style type="text/css">
 @keyframes dwmri-flicker { 0% { opacity: 1; } 100% { opacity: 0; } }
@@ -110,10 +114,22 @@ def _clean(svg: str, name: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = _RASTER.sub(_repack, svg)
     svg = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONTS}", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {_FONTS}", svg)
     # In a dark page the dark blue would be hard to see: the page may give a brighter one.
     return svg.replace(INK, "currentColor").replace(AFTER, f"var(--after, {AFTER})")
+
+
+def _repack(found: re.Match[str]) -> str:
+    """Store a raster without the channels that it does not use: a third of the size, the same pixels."""
+    picture = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
+    red, green, blue = picture.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        picture = red
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", optimize=True)
+    return f'"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"'
 
 
 def _label(svg: str, label: str) -> str:

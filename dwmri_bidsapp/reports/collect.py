@@ -185,7 +185,9 @@ def read_problems(out_dir: Path, subject: str, records: Iterable[RunRecord]) -> 
         finished = {record.label for record in records if record.metrics_file.stat().st_mtime_ns > since}
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Problem(f"{path.relative_to(out_dir)} cannot be read: {error}")]
-    return [problem for problem in problems if not (problem.run in finished or (finished and not problem.run))]
+    return [
+        problem for problem in problems if not (problem.run in finished or (finished and not problem.run))
+    ]
 
 
 def log_files(out_dir: Path, subject: str) -> list[Path]:

@@ -26,15 +26,23 @@ from .judge import Finding, findings_of
 from .methods import read_methods, story_of
 from .render import inline_svg, link_to, number, render_page, seconds, write_text
 
+_PAGE_BYTES = 14_000_000
+"""Figures embedded in one page: a browser opens it at once, and it can still be sent by mail."""
+
+_ELSEWHERE = Markup(
+    '<p><a href="{}">Open this picture</a>: it is kept out of the page, which would be too large.</p>'
+)
+
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure in the page: its anchor, title, caption and markup."""
+    """A figure in the page: its anchor, title, caption and markup; a link where it is not embedded."""
 
     anchor: str
     title: str
     caption: Caption
-    svg: Markup
+    markup: Markup
+    embedded: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,11 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
     failed = [*read_problems(out_dir, subject, records), *unreadable]
     logs = log_files(out_dir, subject)
     memory = read_provenance(logs).get("peak_memory_mb")
-    runs = [_view(record) for record in records]
+    room = _PAGE_BYTES
+    runs = []
+    for record in records:
+        runs.append(_view(record, room))
+        room -= sum(len(figure.markup) for _, figures in runs[-1].figures for figure in figures)
     methods, references = read_methods(out_dir)
     text = render_page(
         "subject.html",
@@ -110,7 +122,7 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
     return write_text(out_dir / f"sub-{subject}.html", text)
 
 
-def _view(record: RunRecord) -> RunView:
+def _view(record: RunRecord, room: int) -> RunView:
     info, preparation = record.info, record.preparation
     spent = info.get("seconds")
     total = sum(spent.values()) if isinstance(spent, dict) else spent
@@ -129,7 +141,7 @@ def _view(record: RunRecord) -> RunView:
         story=story_of(record),
         findings=findings_of(record),
         metric_rows=metric_rows(record.metrics),
-        figures=_figures(record, anchor),
+        figures=_figures(record, anchor, room),
         facts=_facts(record),
         record_text=json.dumps(everything, indent=2, ensure_ascii=False),
         files=[(link_to(path, record.out_dir), path.name) for path in record.files()],
@@ -161,20 +173,22 @@ def shells_of(preparation: dict[str, Any]) -> str:
     return ", ".join(f"{shell['b_value']:.0f} ({shell['n_volumes']})" for shell in shells)
 
 
-def _figures(record: RunRecord, anchor: str) -> list[tuple[str, list[FigureView]]]:
+def _figures(record: RunRecord, anchor: str, room: int) -> list[tuple[str, list[FigureView]]]:
+    """Return the figures by section; those that do not fit in the room (bytes) are linked."""
     files = record.figures()
     known = [(name, found) for name in sorted(files, key=figure_order) if (found := caption_of(name))]
     sections = []
     for section, members in groupby(known, key=lambda entry: entry[1][0].section):
-        views = [
-            FigureView(
-                f"{anchor}-{name}",
-                title,
-                caption,
-                inline_svg(files[name].read_text(encoding="utf-8"), anchor),
+        views = []
+        for name, (caption, title) in members:
+            room -= files[name].stat().st_size
+            embedded = room >= 0
+            markup = (
+                inline_svg(files[name].read_text(encoding="utf-8"), anchor)
+                if embedded
+                else _ELSEWHERE.format(link_to(files[name], record.out_dir))
             )
-            for name, (caption, title) in members
-        ]
+            views.append(FigureView(f"{anchor}-{name}", title, caption, markup, embedded))
         sections.append((section, views))
     return sections
 
