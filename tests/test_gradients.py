@@ -134,6 +134,11 @@ def test_small_shells_repeat_and_lonely_volumes_borrow_from_the_nearest_shell() 
     assert nearest[0].tolist() == [1, 1, 1, 1]
 
 
+def test_a_lonely_weighted_volume_does_not_borrow_b0() -> None:
+    nearest = nearest_in_shell(table([0, 0, 300, 1000, 1000]), 2)
+    assert set(nearest[2]) == {3, 4}
+
+
 @pytest.mark.parametrize("bvals", [[0, 1000], [0, 0], [1000, 2000], [0, 300, 600, 900, 1200]])
 def test_a_volume_is_never_its_own_neighbour(bvals: list[float]) -> None:
     nearest = nearest_in_shell(table(bvals), 6)
@@ -236,11 +241,13 @@ def test_a_good_protocol_has_no_warnings_and_weak_ones_say_why() -> None:
     assert "2000" in lonely
 
 
-def test_coplanar_directions_are_warned_of() -> None:
-    angles = np.linspace(0, np.pi, 20, endpoint=False)
-    plane = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
-    gradients = Gradients.from_arrays([0, 0] + [1000] * 20, np.concatenate([np.zeros((2, 3)), plane]))
-    assert any("coplanar" in warning for warning in check_protocol(gradients))
+@pytest.mark.parametrize("height", [0.0, 1.0])
+def test_directions_in_a_plane_or_on_a_cone_are_warned_of(height: float) -> None:
+    angles = np.linspace(0, 2 * np.pi, 21, endpoint=False)
+    cone = np.stack([np.cos(angles), np.sin(angles), height + 0 * angles], axis=1)
+    cone /= np.linalg.norm(cone, axis=1, keepdims=True)
+    gradients = Gradients.from_arrays([0, 0] + [1000] * 21, np.concatenate([np.zeros((2, 3)), cone]))
+    assert any("do not span" in warning for warning in check_protocol(gradients))
 
 
 @pytest.mark.parametrize(("name", "n_volumes", "n_shells"), [("small_64D", 65, 2), ("small_101D", 102, 13)])

@@ -129,6 +129,16 @@ def test_tensors_survive_negative_values_and_stay_in_the_mask() -> None:
     assert maps.fa_xyz[1, 1, 1] > 0.3
 
 
+def test_values_below_the_floor_are_all_the_same_to_a_tensor() -> None:
+    gradients = protocol()
+    signal = tensor_signal(gradients, [1.0e-3, 0.5e-3], np.array([1, 0, 0], dtype=np.float32))
+    found = []
+    for value in (-5.0, 1e-20, 0.0):
+        signal[2, 2, 2, 5] = value
+        found.append(fit_tensor(signal, gradients, EVERYWHERE, method="OLS").md_xyz[2, 2, 2])
+    np.testing.assert_allclose(found, found[0], rtol=1e-4)
+
+
 def test_tensors_are_fitted_to_low_b_where_that_is_enough() -> None:
     rng = np.random.default_rng(0)
     cases: list[tuple[Mapping[float, int], list[float]]] = [
@@ -235,12 +245,12 @@ def test_white_residual_is_recognised() -> None:
 def test_correlated_residual_is_recognised_along_its_axis() -> None:
     gradients = protocol()
     noise = normal((*GRID, 23), 5)
-    paired = (noise + np.roll(noise, 1, axis=1)) / np.sqrt(np.float32(2))
+    paired = (noise + np.roll(noise, 1, axis=0)) / np.sqrt(np.float32(2))
     found = residual_statistics(
         paired, np.zeros_like(paired), np.ones(GRID, np.float32), EVERYWHERE, gradients
     )
     along = [found[f"residual_autocorrelation_{axis}"] for axis in "xyz"]
-    np.testing.assert_allclose(along, [0, 0.5, 0], atol=0.03)
+    np.testing.assert_allclose(along, [0.5, 0, 0], atol=0.03)
 
 
 def test_anatomy_in_the_residual_is_recognised(phantom: Phantom, noisy: tuple[Array, Array]) -> None:
@@ -253,6 +263,15 @@ def test_anatomy_in_the_residual_is_recognised(phantom: Phantom, noisy: tuple[Ar
     assert abs(clean["residual_edge_correlation"]) < 0.02
     assert blurred["residual_edge_correlation"] > 0.1
     assert blurred["residual_std"] > 1.05 > clean["residual_std"]
+
+
+def test_residuals_that_are_larger_at_edges_are_recognised_whatever_their_sign() -> None:
+    anatomy = 100 * ndimage.gaussian_filter(normal(GRID, 8), 1.5)
+    edges = np.linalg.norm(np.gradient(anatomy), axis=0)
+    clean = np.repeat(anatomy[..., None], 23, axis=-1)
+    raw = clean + normal(clean.shape, 9) * (0.2 + edges / edges.mean())[..., None].astype(np.float32)
+    found = residual_statistics(raw, clean, np.ones(GRID, np.float32), EVERYWHERE, protocol())
+    assert found["residual_edge_correlation"] > 0.3
 
 
 def test_shell_means_are_means() -> None:
@@ -268,12 +287,13 @@ def test_shell_means_are_means() -> None:
 
 
 def test_repeat_spread_is_the_noise_of_b0() -> None:
-    gradients = protocol(n_b0=20)
-    data = 200 + 4 * normal((*GRID, 40), 6)
-    assert repeat_spread(data, EVERYWHERE, gradients) == pytest.approx(4 / 200, rel=0.05)
+    gradients = protocol(n_b0=3)
+    data = 200 + 4 * normal((*GRID, 23), 6)
+    median_of_chi = np.sqrt(2 * np.log(2) / 2)  # two degrees of freedom, unbiased variance
+    assert repeat_spread(data, EVERYWHERE, gradients) == pytest.approx(median_of_chi * 4 / 200, rel=0.05)
     data[..., gradients.b0] = 200
     assert repeat_spread(data, EVERYWHERE, gradients) == 0
-    assert np.isnan(repeat_spread(data[..., 19:], EVERYWHERE, protocol(n_b0=1)))
+    assert np.isnan(repeat_spread(data[..., 2:], EVERYWHERE, protocol(n_b0=1)))
 
 
 def test_neighbouring_correlation_compares_with_the_nearest_direction() -> None:
@@ -295,6 +315,19 @@ def test_edge_width_is_that_of_a_blurred_step(blur: float) -> None:
     noisy_edge = edge + normal(edge.shape, 2)
     between_10_and_90 = 2 * 1.2816 * blur
     assert edge_width(noisy_edge, guide, mask) == pytest.approx(between_10_and_90, rel=0.12)
+
+
+def test_noise_does_not_pass_for_sharpness() -> None:
+    """The noisy run and its truth have the same edges, however strong the noise."""
+    gradients = protocol(n_b0=1, n_directions=4)
+    step = np.zeros((48, 30, 30), dtype=np.float32)
+    step[24:] = 100
+    edge = 50 + ndimage.gaussian_filter(step, 1.2, mode="nearest")
+    clean = np.repeat(edge[..., None], 5, axis=-1)
+    raw = clean + 40 * normal(clean.shape, 3)
+    mask = np.ones(edge.shape, dtype=bool)
+    found = no_reference_metrics(raw, clean, np.full(edge.shape, 40, np.float32), mask, gradients)
+    assert found["edge_width_before"] == pytest.approx(found["edge_width_after"], rel=0.05)
 
 
 def test_edge_width_without_edges_is_nan() -> None:

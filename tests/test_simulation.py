@@ -55,6 +55,7 @@ def test_protocol_spreads_directions_and_b0_volumes() -> None:
     at = np.flatnonzero(gradients.b0)
     assert at[0] == 0
     assert np.ptp(np.diff(at)) <= 1
+    assert at[-1] > 0.6 * gradients.n_volumes
     for shell, least_degrees in ((1, 22), (2, 15)):
         cosines = direction_cosines(gradients.select(gradients.shell == shell))
         closest = np.rad2deg(np.arccos((cosines - np.eye(len(cosines))).max()))
@@ -206,6 +207,14 @@ def test_tensors_point_along_the_fibres(person: Anatomy, phantom: Phantom) -> No
     tensor = fit_tensor(phantom.clean_xyzv, phantom.gradients, phantom.mask_xyz)
     cosine = np.abs((tensor.v1_xyzd[phantom.mask_xyz][single] * fibres).sum(axis=1))
     assert np.median(np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))) < 3
+
+
+def test_projection_fibres_fan_out_on_both_sides_of_the_image(person: Anatomy) -> None:
+    """Rising fibres lean away from the midline, in image axes: the first axis runs to the left."""
+    from_midline = np.argwhere(person.mask_xyz)[:, 0] - (SHAPE[0] - 1) / 2
+    rising = person.directions_nk3[:, 1] * np.sign(person.directions_nk3[:, 1, 2:])
+    leaning = (rising[:, 0] * np.sign(from_midline))[np.abs(from_midline) > 3]
+    assert (leaning > 0).mean() > 0.75
 
 
 FLAT = (40, 42, 24, 4)
