@@ -332,8 +332,11 @@ def test_other_participants_are_not_walked_through(tmp_path: Path, monkeypatch: 
 
     indexed: list[str] = []
     make_bidsfile = bids.layout.index.make_bidsfile
-    monkeypatch.setattr(
-        bids.layout.index, "make_bidsfile", lambda f: indexed.append(str(f)) or make_bidsfile(f)
-    )
+
+    def noted(path: Any) -> Any:
+        indexed.append(str(path))
+        return make_bidsfile(path)
+
+    monkeypatch.setattr(bids.layout.index, "make_bidsfile", noted)
     assert labels(root, participant_label=("007",)) == ["sub-007"]
     assert len(indexed) == len(TABLE)

@@ -235,9 +235,13 @@ def test_paths_that_could_harm_the_dataset(tmp_path: Path) -> None:
     bids = tmp_path / "bids"
     bids.mkdir()
     (tmp_path / "link").symlink_to(bids)
-    good = {"bids_dir": bids, "out_dir": bids / "derivatives" / "x", "work_dir": tmp_path / "work"}
+    good: dict[str, Any] = {
+        "bids_dir": bids,
+        "out_dir": bids / "derivatives" / "x",
+        "work_dir": tmp_path / "work",
+    }
     check_paths(Config(**good))
-    for change, message in (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"out_dir": tmp_path / "link"}, "same folder"),
         ({"work_dir": bids / "work"}, "inside BIDS_DIR"),
         ({"work_dir": tmp_path / "link" / "work"}, "inside BIDS_DIR"),
@@ -246,7 +250,8 @@ def test_paths_that_could_harm_the_dataset(tmp_path: Path) -> None:
         ({"out_dir": tmp_path / "work"}, "are the same"),
         ({"mask": tmp_path / "mask.nii"}, "--mask"),
         ({"derivatives": {"a": tmp_path / "a"}}, "a="),
-    ):
+    )
+    for change, message in changes:
         with pytest.raises(UsageError, match=message):
             check_paths(Config(**{**good, **change}))
 

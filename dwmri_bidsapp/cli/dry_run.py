@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from ..config import PACKAGE, Config
 from ..denoising.options import DenoiseOptions
 from ..errors import RunFailed
 
-# Measured on one core of a current server CPU without 16-bit arithmetic; a factor of three either way is usual.
-_SECONDS_PER_TRAINED_VOXEL = 7e-6
-_SECONDS_PER_VALUE = 8e-6
+# Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more, a GPU far less.
+_SECONDS_PER_TRAINED_VOXEL = 3e-6
+_SECONDS_PER_VALUE = 3e-6
+_SECONDS_PER_RUN = 20.0  # figures, reports, and the start of each process
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def dry_run(config: Config) -> int:
         total += expected.minutes
         size = "x".join(map(str, shape))
         print(f"{run.label:40} {size:>18} {expected.memory_gb:10.1f} {expected.minutes:8.1f}")
-    for error in errors:
-        print(f"{PACKAGE}: error: {' '.join(error.split())}", file=sys.stderr)
+    for text in errors:
+        print(f"{PACKAGE}: error: {' '.join(text.split())}", file=sys.stderr)
     print(
         f"{PACKAGE}: dry run: {len(runs)} runs, about {total:.0f} minutes on the CPU one after the other "
         f"({config.omp_nthreads} threads; a third or three times that, by machine); nothing was written"
@@ -65,7 +67,8 @@ def expect(shape: tuple[int, ...], method: DenoiseOptions, n_threads: int) -> Ex
     """Estimate memory and time of a run.
 
     Memory: four times the series in float32 plus 1 GB, which the tests hold the program to.
-    Time: training is proportional to the voxels of all patches, the rest to the values of the run.
+    Time: training is proportional to the voxels of all patches, the rest to the values of the run,
+    with a constant for figures and reports; a factor of three either way is usual.
 
     Parameters
     ----------
@@ -76,12 +79,11 @@ def expect(shape: tuple[int, ...], method: DenoiseOptions, n_threads: int) -> Ex
     n_threads
         CPU threads.
     """
-    n_values = 1.0
-    for length in shape:
-        n_values *= length
+    n_values = math.prod(shape)
     patch_voxels = method.batch_size * method.accumulation_steps * method.patch_size**3
     width = method.base_filters / 16
     seconds = (
         method.max_steps * patch_voxels * _SECONDS_PER_TRAINED_VOXEL * width + n_values * _SECONDS_PER_VALUE
     )
-    return Expectation(memory_gb=1 + 4 * n_values * 4e-9, minutes=seconds / n_threads / 60)
+    minutes = (seconds / n_threads + _SECONDS_PER_RUN) / 60
+    return Expectation(memory_gb=1 + 4 * n_values * 4e-9, minutes=minutes)
