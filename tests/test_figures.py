@@ -347,6 +347,7 @@ def test_carpet_and_distribution_mark_what_noise_alone_would_give() -> None:
     np.testing.assert_allclose(np.concatenate([b0, weighted])[:, 1], statistics.residual_std)
     assert set(level[:, 1]) == {1}
     _, histogram, gaussian = drawn(linear)
+    assert statistics.residual_counts.sum() == 10 * run.mask.sum()
     assert np.trapezoid(gaussian[:, 1], gaussian[:, 0]) == pytest.approx(1, abs=1e-3)
     assert np.abs(histogram[:, 1] - gaussian[:, 1]).max() < 0.08
 

@@ -15,12 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .frames import fsl_to_world
-from .statistics import RunStatistics
+from .statistics import RESIDUAL_EDGES, RunStatistics
 from .svg import AFTER, BEFORE, GRID, INK, style
 
 _WIDTH_IN = 10.0
 # Beyond 0.85 viridis is too pale for a white page; below 0.15 too dark for a black one.
 _SHELL_COLOURS = (0.25, 0.85)
+_MOST_LEGEND_ENTRIES = 8
 
 
 def shell_colours(shell_bvals: Sequence[float] | NDArray) -> list[Any]:
@@ -143,35 +144,28 @@ def carpet_chart(statistics: RunStatistics, gradients: Any, limit: float = 3.0) 
     return figure
 
 
-def distribution_chart(statistics: RunStatistics, gradients: Any, limit: float = 5.0) -> Figure:
+def distribution_chart(statistics: RunStatistics, gradients: Any) -> Figure:
     """Draw the distribution of the residual of each shell against the Gaussian of pure noise."""
-    edges = np.linspace(-limit, limit, 81)
-    centre = (edges[1:] + edges[:-1]) / 2
+    centre = (RESIDUAL_EDGES[1:] + RESIDUAL_EDGES[:-1]) / 2
+    gaussian = np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi)
     colours = shell_colours(gradients.shell_bvals)
     with style():
         figure = Figure(figsize=(_WIDTH_IN, 3.0))
-        axes_pair = figure.subplots(1, 2)
-        for axes in axes_pair:
-            for shell, b in enumerate(gradients.shell_bvals):
-                values = statistics.carpet[:, gradients.shell == shell].ravel()
-                values = values[np.isfinite(values)]
-                if values.size:
-                    density, _ = np.histogram(values, edges)
-                    density = density / (values.size * np.diff(edges))
-                    label = f"b={b:.0f}: std {values.std():.2f}"
-                    axes.step(centre, density, where="mid", color=colours[shell], label=label, lw=1.5)
-            axes.plot(
-                centre,
-                np.exp(-(centre**2) / 2) / np.sqrt(2 * np.pi),
-                color=INK,
-                ls="--",
-                lw=1,
-                label="noise alone",
-            )
+        linear, logarithmic = figure.subplots(1, 2)
+        for shell, b in enumerate(gradients.shell_bvals):
+            counts = statistics.residual_counts[gradients.shell == shell].sum(axis=0)
+            if not counts.any():
+                continue
+            density = counts / (counts.sum() * np.diff(RESIDUAL_EDGES))
+            for axes in (linear, logarithmic):
+                axes.step(centre, density, where="mid", color=colours[shell], label=f"b={b:.0f}", lw=1.5)
+        for axes in (linear, logarithmic):
+            axes.plot(centre, gaussian, color=INK, ls="--", lw=1, label="noise alone")
             axes.set_xlabel("residual / σ")
-        axes_pair[0].set(title="Distribution of the residual", ylabel="density")
-        axes_pair[1].set(title="The same, tails enlarged (logarithmic)", yscale="log", ylim=(1e-4, 1))
-        axes_pair[0].legend(loc="upper left", fontsize=7.5)
+        linear.set(title="Distribution of the residual", ylabel="density")
+        logarithmic.set(title="The same, tails enlarged (logarithmic)", yscale="log", ylim=(1e-5, 1))
+        if len(gradients.shell_bvals) <= _MOST_LEGEND_ENTRIES:
+            linear.legend(loc="upper left", fontsize=7.5)
         figure.tight_layout()
     return figure
 
@@ -227,5 +221,5 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> NDArray[np.floa
 
 def _few_entries_legend(axes: Any, n_entries: int) -> None:
     """A Cartesian grid in q-space has dozens of b-values: a legend would hide the chart."""
-    if n_entries <= 8:
+    if n_entries <= _MOST_LEGEND_ENTRIES:
         axes.legend(loc="upper right", fontsize=7.5, ncols=4)

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+RESIDUAL_EDGES = np.linspace(-5, 5, 81)
+"""Bins of the residual's histogram, in noise standard deviations."""
+
 _N_SAMPLES = 600
 
 
@@ -25,6 +28,8 @@ class RunStatistics:
         Mean signal in the brain.
     residual_mean, residual_std : (V,) float
         Of (before - after) / σ in the brain.
+    residual_counts : (V, B) int
+        Its histogram over :data:`RESIDUAL_EDGES`.
     carpet : (n, V) float32
         (before - after) / σ of voxels sampled evenly, from the lowest slice to the highest.
     mean_residual : dict of int to (X, Y, Z) float32
@@ -35,6 +40,7 @@ class RunStatistics:
     mean_after: NDArray[np.float64]
     residual_mean: NDArray[np.float64]
     residual_std: NDArray[np.float64]
+    residual_counts: NDArray[np.int64]
     carpet: NDArray[np.float32]
     mean_residual: dict[int, NDArray[np.float32]]
 
@@ -70,6 +76,7 @@ def run_statistics(
     rows = _sample_rows(mask_xyz, up_axis)
     numbers = np.full((4, n_volumes), np.nan)
     carpet = np.full((len(rows), n_volumes), np.nan, dtype=np.float32)
+    counts = np.zeros((n_volumes, len(RESIDUAL_EDGES) - 1), dtype=np.int64)
     sums = {shell: np.zeros(sigma_n.shape, dtype=np.float32) for shell in shells}
     for v in range(n_volumes):
         before_n = read_volume(noisy_xyzv, v)[mask_xyz]
@@ -77,13 +84,14 @@ def run_statistics(
         residual_n = (before_n - after_n) / sigma_n
         if np.isfinite(residual_n).any():
             numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
+        counts[v] = np.histogram(residual_n[np.isfinite(residual_n)], RESIDUAL_EDGES)[0]
         carpet[:, v] = residual_n[rows]
         if shell_v[v] in sums:
             sums[int(shell_v[v])] += residual_n
     means = {
         shell: _unmask(total / np.sqrt((shell_v == shell).sum()), mask_xyz) for shell, total in sums.items()
     }
-    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], carpet, means)
+    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], counts, carpet, means)
 
 
 def read_volume(series_xyzv: Any, v: int) -> NDArray[np.float32]:

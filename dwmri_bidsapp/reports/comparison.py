@@ -90,7 +90,8 @@ def _line(base: str, pairs: NDArray[np.float64]) -> ComparisonLine | None:
     if n > 1 and (spread := float(difference.std(ddof=1))) > 0:
         low, high = stats.t.interval(0.95, n - 1, difference.mean(), spread / math.sqrt(n))
         interval = f"{number(float(low))} to {number(float(high))}"
-        effect = float(difference.mean()) / spread
+        # The spread of two differences says nothing about the effect's size.
+        effect = float(difference.mean()) / spread if n > 2 else None
     better = {"higher": difference > 0, "lower": difference < 0}.get(metric.better)
     before, after = known.mean(axis=0).tolist()
     return ComparisonLine(
