@@ -78,8 +78,8 @@ CAPTIONS: dict[str, Caption] = {
         "The residual averaged over the volumes of the shell, times √n, so that pure noise keeps a spread of 1. "
         "Noise averages out here and a systematic change does not: this is the most sensitive picture of the page.",
         "as structureless as the residual of one volume, or paler.",
-        "bright or dark anatomy: the denoised signal is too low or too high there. At high b-values a faint dark "
-        "ventricle may be the Rician noise floor.",
+        "bright or dark anatomy: the denoised signal is too low or too high there. With --bias-correction "
+        "rician fluid is bright at high b-values: that is the noise floor, taken away.",
         picture=True,
     ),
     "colourfa": Caption(
