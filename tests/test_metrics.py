@@ -133,7 +133,7 @@ def test_values_below_the_floor_are_all_the_same_to_a_tensor() -> None:
     gradients = protocol()
     signal = tensor_signal(gradients, [1.0e-3, 0.5e-3], np.array([1, 0, 0], dtype=np.float32))
     found = []
-    for value in (-5.0, 1e-20, 0.0):
+    for value in (0.1, 1e-20, 0.0, -5.0):  # b=0 is 100, so the floor is 0.1
         signal[2, 2, 2, 5] = value
         found.append(fit_tensor(signal, gradients, EVERYWHERE, method="OLS").md_xyz[2, 2, 2])
     np.testing.assert_allclose(found, found[0], rtol=1e-4)

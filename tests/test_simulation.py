@@ -261,7 +261,7 @@ def test_noise_follows_its_map() -> None:
     noisy, returned = add_noise(np.full(FLAT, 100, np.float32), sigma=sigma_xyz, rng=np.random.default_rng(3))
     np.testing.assert_allclose([noisy[:20].std(), noisy[20:].std()], [1, 4], rtol=0.03)
     np.testing.assert_array_equal(returned, sigma_xyz)
-    assert returned is not sigma_xyz
+    assert not np.shares_memory(returned, sigma_xyz)
 
 
 def test_noise_is_the_generators() -> None:
@@ -324,6 +324,14 @@ def test_dataset_holds_the_truth_and_what_was_made_of_it(dataset: Path) -> None:
         assert gradients.b0.sum() == 2
         error = (noisy.get_fdata() - clean.get_fdata())[..., gradients.b0][mask_xyz]
         np.testing.assert_allclose((error / sigma_xyz[mask_xyz][:, None]).std(), 1, rtol=0.05)
+
+
+def test_dataset_has_the_snr_it_was_asked_for(dataset: Path, protocol: Gradients) -> None:
+    stem = f"{dataset}/derivatives/truth/sub-01/dwi/sub-01"
+    mask_xyz = load_image(f"{stem}_desc-brain_mask.nii.gz").get_fdata() > 0
+    sigma_xyz = load_image(f"{stem}_model-noise_param-sigma_dwimap.nii.gz").get_fdata()
+    same_person = simulate_phantom(gradients=protocol, seed=5, shape=SHAPE)
+    assert b0_signal(same_person) / sigma_xyz[mask_xyz].mean() == pytest.approx(25.0, rel=1e-3)
 
 
 def test_participants_are_different_people(dataset: Path) -> None:
