@@ -85,7 +85,7 @@ class Config:
     mem_mb
         Memory that the workflow may fill, in MB.
     low_mem
-        Trade time for memory.
+        One run at a time, in smaller batches; the command line has set the other fields accordingly.
     use_plugin
         Nipype plugin settings (YAML).
     stop_on_first_crash

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import sys
 import uuid
 from collections.abc import Mapping
@@ -153,7 +152,7 @@ def write_provenance(config: Config, subject: str, content: Mapping[str, Any]) -
     subject
         Label of the participant, without ``sub-``.
     content
-        What to add to versions, machine, device and peak memory.
+        What to add to versions, machine and device: seconds, peak memory, failures.
     """
     record = {
         "command": sys.argv,
@@ -163,7 +162,6 @@ def write_provenance(config: Config, subject: str, content: Mapping[str, Any]) -
         "versions": versions(),
         "machine": {"system": platform.platform(), "host": platform.node(), "nprocs": config.nprocs,
                     "omp_nthreads": config.omp_nthreads, "mem_mb": config.mem_mb},
-        "peak_memory_mb": peak_memory_mb(),
         **content,
     }  # fmt: skip
     return atomic_write(config.log_dir(subject) / "provenance.json", _json(record))
@@ -201,12 +199,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def peak_memory_mb() -> float:
-    """Return the most memory that this process, or one of its ended children, has held, in MB."""
-    kilobytes = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(kilobytes * 1024 / 1e6, 1)
 
 
 def _source_description(bids_dir: Path) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,46 @@ def available_memory_mb() -> int:
         except (OSError, ValueError):  # no such cgroup, or the limit reads "max"
             continue
     return int(0.9 * total / 1e6)
+
+
+class PeakMemory:
+    """Watches how much memory this process and all below it hold together, while a block runs.
+
+    Pages that processes share are counted once. Jobs on other machines are not seen.
+
+    Attributes
+    ----------
+    megabytes
+        The most that was seen, in MB.
+    """
+
+    def __init__(self, interval_s: float = 0.5) -> None:
+        self.megabytes = 0.0
+        self._interval_s = interval_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        this = psutil.Process()
+        while True:
+            held = 0
+            for process in (this, *this.children(recursive=True)):
+                # Processes end between being listed and being asked.
+                with contextlib.suppress(psutil.Error):
+                    held += process.memory_full_info().pss
+            self.megabytes = max(self.megabytes, round(held / 1e6, 1))
+            if self._end.wait(self._interval_s):
+                return
 
 
 def set_environment(config: Config) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,13 @@ from dwmri_bidsapp.cli.parser import build_parser
 from dwmri_bidsapp.config import SECTIONS, Config, check_paths, read_toml
 from dwmri_bidsapp.denoising.options import DenoiseOptions
 from dwmri_bidsapp.errors import InputOutputError, UsageError
-from dwmri_bidsapp.machine import available_cpus, available_memory_mb, resolve_device, set_environment
+from dwmri_bidsapp.machine import (
+    PeakMemory,
+    available_cpus,
+    available_memory_mb,
+    resolve_device,
+    set_environment,
+)
 
 
 def configure(*arguments: str) -> Config:
@@ -169,6 +178,15 @@ def test_sloppy_leaves_alone_what_was_typed() -> None:
     assert config.method.base_filters == SLOPPY["base_filters"] < DenoiseOptions().base_filters
 
 
+def test_low_memory_is_one_run_at_a_time_in_smaller_batches() -> None:
+    usual, low = configure("--nprocs", "32"), configure("--nprocs", "32", "--low-mem")
+    assert usual.omp_nthreads == 8
+    assert low.omp_nthreads == 32, "nothing is left for a second run"
+    assert low.method.batch_size < usual.method.batch_size
+    assert low.method.batch_size * low.method.accumulation_steps == usual.method.batch_size
+    assert configure("--low-mem", "--batch-size", "5", "--nprocs", "2").method == DenoiseOptions(batch_size=5)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -229,6 +247,23 @@ def test_container_limits_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_cpus() == 1
     (tmp_path / "memory.max").write_text("2000000000\n")
     assert available_memory_mb() == 1800
+
+
+def test_peak_memory_sees_the_processes_below() -> None:
+    held_mb = 300
+    with PeakMemory(interval_s=0.02) as alone:
+        time.sleep(0.1)
+    with PeakMemory(interval_s=0.02) as together:
+        code = f"import time; x = b'x' * {held_mb * 10**6}; time.sleep(0.3)"
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])",
+            ],
+            check=True,
+        )
+    assert together.megabytes - alone.megabytes == pytest.approx(held_mb, abs=60)
 
 
 def test_paths_that_could_harm_the_dataset(tmp_path: Path) -> None:

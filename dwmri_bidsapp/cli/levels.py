@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..bids import DwiRun, UnusableImage, find_runs, participants_of, select_participants
@@ -19,7 +19,7 @@ from ..derivatives import (
     write_root_files,
 )
 from ..errors import BadDataError, DwmriError, RunFailed
-from ..machine import resolve_device, set_environment
+from ..machine import PeakMemory, resolve_device, set_environment
 from .logs import logging_to
 
 LOGGER = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _denoise(
     summary: Summary,
 ) -> None:
     """Denoise all runs, and write everything that is not of one run alone."""
-    start = time.time()
+    start, memory = time.time(), PeakMemory()
     write_root_files(config)
     for subject in subjects:
         write_config(config, subject)
@@ -115,14 +115,17 @@ def _denoise(
 
         LOGGER.info("to denoise: %d of %d participants, on %s", len(runs), len(subjects), config.device)
         write_boilerplate(config.out_dir, methods_text(config, runs[0]))
-        for outcome in run_participant_level(config, runs):
+        with memory:
+            outcomes = run_participant_level(config, runs)
+        for outcome in outcomes:
             if outcome.error is None:
                 summary.n_done += 1
                 if config.clean_workdir:
                     _remove_intermediate_files(config, outcome.run)
             else:
                 summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
-    _write_records(config, subjects, summary.failures, seconds=time.time() - start)
+    used = {"seconds": round(time.time() - start, 1), "peak_memory_mb": memory.megabytes}
+    _write_records(config, subjects, summary.failures, used)
     if summary.n_done:
         report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
         plural = "run" if summary.n_done == 1 else "runs"
@@ -136,14 +139,14 @@ def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
 
 
 def _write_records(
-    config: Config, subjects: Sequence[str], failures: Sequence[Failure], *, seconds: float
+    config: Config, subjects: Sequence[str], failures: Sequence[Failure], used: Mapping[str, float]
 ) -> None:
     """Write provenance, and what failed into the participants' reports."""
     from ..reports import write_subject_report
 
     for subject in subjects:
         own = [failure.message for failure in failures if failure.subject == subject]
-        write_provenance(config, subject, {"seconds": round(seconds, 1), "failures": own})
+        write_provenance(config, subject, {**used, "failures": own})
         if own:
             write_subject_report(config.out_dir, subject, problems=own)
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..config import Config, read_toml
 from ..denoising.options import DenoiseOptions
 from ..errors import UsageError
+from ..machine import available_cpus
 
 SLOPPY = {"max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
 """What ``--sloppy`` stands for, where the options do not say otherwise."""
@@ -40,6 +41,8 @@ def make_config(namespace: argparse.Namespace) -> Config:
         values["init"] = str(Path(values["init"]).absolute())  # nodes run in folders of their own
     if values.get("sloppy"):
         values = SLOPPY | values
+    if values.get("low_mem"):
+        values = _low_memory(values) | values
     for key, value in values.items():
         values[key] = tuple(value) if isinstance(value, list) else value
     values["levels"] = tuple(level for level in ("participant", "group") if level in values["levels"])
@@ -47,6 +50,16 @@ def make_config(namespace: argparse.Namespace) -> Config:
     config = Config(**values, method=method)
     _check(config)
     return config
+
+
+def _low_memory(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--low-mem`` stands for: one run at a time, and the same steps in smaller batches."""
+    changed: dict[str, Any] = {"omp_nthreads": values.get("nprocs", available_cpus())}
+    if not {"batch_size", "accumulation_steps"} & set(values):
+        batch = DenoiseOptions().batch_size
+        changed["batch_size"] = max(1, batch // 4)
+        changed["accumulation_steps"] = batch // changed["batch_size"]
+    return changed
 
 
 def _derivatives(texts: list[str]) -> dict[str, Path]:

@@ -163,7 +163,7 @@ def _add_machine_options(group: _Group) -> None:
     group.add(
         "--mem", "--mem-mb", dest="mem_mb", type=int, metavar="MB", help="memory in all (default: 90%%)"
     )
-    group.switch("--low-mem", help="trade time for memory")
+    group.switch("--low-mem", help="one run at a time, in smaller batches")
     group.add("--use-plugin", type=Path, metavar="FILE", help="Nipype plugin settings (YAML)")
     group.switch("--stop-on-first-crash", help="stop everything when one run fails")
 
