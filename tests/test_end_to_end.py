@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -23,6 +25,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dwmri_bidsapp.cli import main
+from dwmri_bidsapp.denoising import Denoised
 from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
@@ -63,11 +66,16 @@ def _fingerprint(folder: Path) -> dict[str, tuple[str, float, int]]:
     """Return checksum, time of change and number of links of every file."""
     return {
         str(path.relative_to(folder)): (
-            hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime, path.stat().st_nlink
+            _checksum(path), path.stat().st_mtime, path.stat().st_nlink
         )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }  # fmt: skip
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _data(path: Path) -> NDArray[np.float32]:
@@ -208,23 +216,15 @@ def test_the_same_seed_gives_the_same_bytes(done: Call, tmp_path: Path) -> None:
         assert path.read_bytes() == (done.out / "sub-02/dwi" / path.name).read_bytes(), path.name
 
 
-def test_a_finished_run_is_not_denoised_again(
-    done: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, work = tmp_path / "out", tmp_path / "work"
-    shutil.copytree(done.out, out)
-    shutil.copytree(done.work, work)
-    lost = out / "sub-01/dwi/sub-01_desc-denoised_dwi.nii.gz"
+def test_a_finished_run_is_not_denoised_again(done: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = done.out / "sub-01/dwi/sub-01_desc-denoised_dwi.nii.gz"
     content = lost.read_bytes()
     lost.unlink()
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("denoised again")
 
-    # Nipype's results hold absolute paths: the first call's folders are used.
     monkeypatch.setattr("dwmri_bidsapp.denoising.denoise", fail)
-    lost = done.out / "sub-01/dwi/sub-01_desc-denoised_dwi.nii.gz"
-    lost.unlink()
     assert _run(done.bids, done.out.parent, "--participant-label", "01").code == 0
     assert lost.read_bytes() == content
 
@@ -273,8 +273,6 @@ def _break(image: Path, how: str) -> None:
         table = np.loadtxt(bvec)
         table[:, 5] = 0
         np.savetxt(bvec, table)
-    elif how == "unreadable":
-        image.chmod(0)
 
 
 BROKEN = {
@@ -291,8 +289,6 @@ BROKEN = {
 }
 """What is wrong with each participant's run: exit code, and what the line says."""
 
-NEEDS_USER = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -300,8 +296,6 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     protocol = make_protocol(2, {1000: 10}, np.random.default_rng(0))
     write_bids_dataset(bids, n_participants=1, voxel_size=9.0, protocol=protocol, seed=2)
     for how in BROKEN:
-        if how == "unreadable" and os.geteuid() == 0:
-            continue
         _break(_copy_run(bids, how, bids / "sub-01/dwi"), how)
     rows = (bids / "participants.tsv").read_text().splitlines()[0]
     (bids / "participants.tsv").write_text(rows + "\n")
@@ -312,9 +306,20 @@ def _errors(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("dwmri-bidsapp: error:")]
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param(how, marks=NEEDS_USER if how == "unreadable" else ()) for how in BROKEN]
-)
+@pytest.fixture(autouse=True)
+def _unreadable_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to open one file, even to root."""
+    open_path = Path.open
+
+    def refuse(self: Path, *args: Any, **settings: Any) -> Any:
+        if self.name == "sub-unreadable_dwi.nii.gz" and "w" not in "".join(args):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return open_path(self, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("how", BROKEN)
 def test_a_bad_run_is_one_line_and_an_exit_code(
     broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str
 ) -> None:
@@ -334,13 +339,45 @@ def test_the_others_are_finished(broken: Path, tmp_path: Path, capfd: pytest.Cap
     lines = _errors(capfd.readouterr().err)
     assert call.code == 1
     assert (call.out / "sub-01/dwi/sub-01_desc-denoised_dwi.nii.gz").exists()
-    present = [how for how in BROKEN if (broken / f"sub-{how}").exists()]
-    for how in present:
+    for how in BROKEN:
         assert sum(bool(re.search(BROKEN[how][1], line)) for line in lines) == 1, how
-    assert f"{len(present)} of {len(present) + 1} failed" in lines[-1]
+    assert f"{len(BROKEN)} of {len(BROKEN) + 1} failed" in lines[-1]
     logs = list((call.out / "sub-nan/log").glob("*/crash-*.txt"))
     assert len(logs) == 1
     assert "NaN" in logs[0].read_text()
+
+
+def test_the_first_failure_can_stop_everything(
+    broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = _run(broken, tmp_path, "--participant-label", "nan", "threed", "--stop-on-first-crash")
+    first, second, _ = _errors(capfd.readouterr().err)
+    assert call.code == 1
+    assert "NaN" in first
+    assert "sub-threed_dwi.nii.gz: not finished: an earlier run failed" in second
+
+
+def test_a_killed_worker_fails_its_run_only(
+    simulated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denoise(dwi_xyzv: Any, *_: Any, checkpoint_dir: Path, **__: Any) -> Denoised:
+        if "sub_01" in str(checkpoint_dir):
+            os.kill(os.getpid(), signal.SIGKILL)
+        sigma_xyz = np.ones(dwi_xyzv.shape[:3], np.float32)
+        row = {"step": 0.0, "learning_rate": 0.0, "training_loss": 1.0, "heldout_loss": 1.0, "seconds": 0.0}
+        return Denoised(dwi_xyzv, sigma_xyz, sigma_xyz, [row], {})
+
+    monkeypatch.setattr("dwmri_bidsapp.denoising.denoise", denoise)
+    # Only a fork takes the patch along.
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: MultiProc\nplugin_args: {n_procs: 2, mp_context: fork}\n")
+    call = _run(simulated, tmp_path, "--use-plugin", str(plugin))
+    first, last = _errors(capfd.readouterr().err)
+    assert call.code == 1
+    assert re.search(r"sub-01_dwi\.nii\.gz: .*denoise: killed by SIGKILL, probably out of memory", first)
+    assert "1 of 2 failed" in last
+    assert (call.out / "sub-02/dwi/sub-02_desc-denoised_dwi.nii.gz").exists()
+    assert len(list((call.out / "sub-01/log").glob("*/crash-*.txt"))) == 1
 
 
 def test_an_empty_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from dwmri_bidsapp.workflows import init_dwmri_wf
 from dwmri_bidsapp.workflows.base import run_workflow_name
+from dwmri_bidsapp.workflows.execution import _write_graph
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
@@ -141,6 +142,12 @@ def test_crash_files_go_to_the_log_of_the_participant(tmp_path: Path) -> None:
         subject = node.fullname.split(".")[1].split("_")[1]
         expected = tmp_path / "out" / f"sub-{subject}" / "log"
         assert Path(node.config["execution"]["crashdump_dir"]).parent == expected
+
+
+def test_the_graph_can_be_written_without_graphviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    _write_graph(_build(tmp_path, ["sub-01"]), tmp_path / "log/graph.dot")
+    assert "denoise" in (tmp_path / "log/graph.dot").read_text()
 
 
 def test_boilerplate_says_what_was_done(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ class Act(RunInterface):
         deed = self.inputs.deed
         if deed.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, deed))
+        if deed == "leave a child":
+            if os.fork() == 0:  # it holds the pipe open
+                time.sleep(30)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
         if deed == "exit":
             os._exit(3)
         if deed == "bad data":
@@ -103,7 +108,13 @@ def test_values_travel_between_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("deed", "expected"),
-    [("SIGKILL", TryAgainError), ("SIGTERM", TryAgainError), ("SIGSEGV", RunFailed), ("exit", RunFailed)],
+    [
+        ("SIGKILL", TryAgainError),
+        ("SIGTERM", TryAgainError),
+        ("leave a child", TryAgainError),
+        ("SIGSEGV", RunFailed),
+        ("exit", RunFailed),
+    ],
 )
 @pytest.mark.timeout(60)
 def test_a_killed_node_ends_alone_and_soon(tmp_path: Path, deed: str, expected: type) -> None:

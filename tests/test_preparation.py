@@ -249,7 +249,11 @@ def test_the_mask_of_a_phantom_is_its_brain(snr: float) -> None:
 @pytest.mark.parametrize(
     ("mean_b0_xyz", "expected_voxels", "n_warnings"),
     [
-        (np.ones((10, 10, 10), np.float32), 1000, 1),
+        (
+            np.pad(np.full((5, 10, 10), 1500, np.float32), ((0, 5), (0, 0), (0, 0)), constant_values=100),
+            1000,
+            1,
+        ),
         (np.where(_ball(), 500, 0).astype(np.float32), int(_ball().sum()), 0),
         (np.full(SHAPE, 7, np.float32), int(np.prod(SHAPE)), 1),
     ],
@@ -268,3 +272,13 @@ def test_a_slab_of_one_slice_keeps_its_brain() -> None:
     mask_xyz, source, _ = brain_mask(np.repeat(np.repeat(slab_xyz, 3, axis=0), 3, axis=1))
     assert source == "median_otsu"
     assert 0.2 < mask_xyz.mean() < 0.5
+
+
+def test_bright_fluid_does_not_cost_dark_tissue() -> None:
+    rng = np.random.default_rng(5)
+    signal_xyz = np.where(_ball(), 300, 0)
+    signal_xyz[9:15, 10:16, 7:13] = 4000
+    noise = rng.normal(scale=40, size=(2, *SHAPE))
+    mask_xyz, _, _ = brain_mask(np.hypot(signal_xyz + noise[0], noise[1]).astype(np.float32))
+    assert mask_xyz[_ball()].mean() > 0.8
+    assert mask_xyz[~_ball()].mean() < 0.02
