@@ -102,6 +102,8 @@ def set_environment(config: Config) -> None:
         NIPYPE_CONFIG_DIR=str(folder / "nipype"),
         DIPY_HOME=str(folder / "dipy"),
         XDG_CACHE_HOME=str(folder / "cache"),
+        # After an interrupt, Python's own clean-up would have the last word.
+        PYTHONWARNINGS=",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"])),
         PYTORCH_NVML_BASED_CUDA_CHECK="1",  # asks for GPUs without starting CUDA in this process
         **{f"{name}_NUM_THREADS": str(config.omp_nthreads) for name in ("OMP", "MKL", "NUMEXPR")},
         OPENBLAS_NUM_THREADS="1",  # DIPY's mppca stalls with more

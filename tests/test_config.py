@@ -37,7 +37,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     for name in ("NIPYPE_CONFIG_DIR", "DIPY_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TEMPLATEFLOW_AUTOUPDATE",
                  "PYTORCH_NVML_BASED_CUDA_CHECK", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                 "OPENBLAS_NUM_THREADS", "LOGNAME"):  # fmt: skip
+                 "OPENBLAS_NUM_THREADS", "LOGNAME", "PYTHONWARNINGS"):  # fmt: skip
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
