@@ -165,7 +165,7 @@ def survey_series(image: nb.Nifti1Image, gradients: Gradients, dwi_file: Path) -
         if not b0_v.all():
             np.maximum(highest_dwi_xyz, chunk_xyzv[..., ~b0_v].max(axis=3), out=highest_dwi_xyz)
     _refuse_not_finite(n_not_finite_v, dwi_file)
-    mean_b0_xyz = sum_b0_xyz / np.float32(gradients.b0.sum())
+    mean_b0_xyz = np.divide(sum_b0_xyz, gradients.b0.sum(), dtype=np.float32)
     if not mean_b0_xyz.any():
         raise BadDataError(f"{dwi_file}: expected signal in the b=0 volumes, found zeros only")
     return Survey(mean_b0_xyz, highest_dwi_xyz, n_negative, tuple(empty_volumes))

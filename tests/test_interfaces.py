@@ -145,7 +145,7 @@ def test_a_table_comes_back(tmp_path: Path) -> None:
     assert read[1] == rows[1]
 
 
-def _write_run(folder: Path) -> tuple[dict[str, Any], NDArray[np.float32]]:
+def _write_run(folder: Path) -> tuple[dict[str, Any], NDArray[np.int16]]:
     """Write a small phantom as int16, obliquely."""
     rng = np.random.default_rng(0)
     gradients = make_protocol(2, {1000: 8}, rng)
@@ -316,7 +316,11 @@ def test_a_full_disk_while_sinking_is_recorded(tmp_path: Path, monkeypatch: pyte
 
 
 def test_everything_known_about_a_run_is_collected(tmp_path: Path) -> None:
-    parts = {"metrics": {"residual_std": 0.99}, "info": {"steps": 3}, "preparation": {"warnings": ["odd"]}}
+    parts: dict[str, dict[str, Any]] = {
+        "metrics": {"residual_std": 0.99},
+        "info": {"steps": 3},
+        "preparation": {"warnings": ["odd"]},
+    }
     files = {
         f"{name}_file": str(write_json(part, tmp_path / f"{name}-in.json")) for name, part in parts.items()
     }

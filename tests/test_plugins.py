@@ -20,7 +20,7 @@ from nipype.pipeline.plugins import LinearPlugin
 from nipype.utils.filemanip import loadpkl
 
 from dwmri_bidsapp.config import Config
-from dwmri_bidsapp.errors import BadDataError, RunFailed, TryAgainError, UsageError
+from dwmri_bidsapp.errors import BadDataError, DwmriError, RunFailed, TryAgainError, UsageError
 from dwmri_bidsapp.interfaces.base import ERROR_FILE, RunInterface
 
 
@@ -117,7 +117,7 @@ def test_values_travel_between_processes(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.timeout(60)
-def test_a_killed_node_ends_alone_and_soon(tmp_path: Path, deed: str, expected: type) -> None:
+def test_a_killed_node_ends_alone_and_soon(tmp_path: Path, deed: str, expected: type[DwmriError]) -> None:
     workflow = _workflow(
         tmp_path, {"victim": deed, "after": "good", "other": "good", "last": "good"},
         [("victim", "after"), ("other", "last")],

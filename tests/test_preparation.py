@@ -36,9 +36,7 @@ def _series() -> NDArray[np.float32]:
     return np.hypot(signal_xyzv + noise[0], noise[1]).astype(np.float32)
 
 
-def _write(
-    folder: Path, data: NDArray[Any] | None = None, name: str = "sub-01_dwi.nii.gz"
-) -> dict[str, Path]:
+def _write(folder: Path, data: NDArray[Any] | None = None, name: str = "sub-01_dwi.nii.gz") -> dict[str, Any]:
     files = {"dwi_file": folder / name, "bval_file": folder / "dwi.bval", "bvec_file": folder / "dwi.bvec"}
     nb.Nifti1Image(_series() if data is None else data, AFFINE).to_filename(files["dwi_file"])
     np.savetxt(files["bval_file"], GRADIENTS.bvals[None], fmt="%g")

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -160,7 +159,7 @@ def _read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     return name, arguments
 
 
-def _start_context(method: str) -> BaseContext:
+def _start_context(method: str) -> Any:
     # Never fork: a copy of a process that has used torch may hang.
     context = mp.get_context(method)
     if method == "forkserver":
