@@ -103,6 +103,7 @@ def test_saving_replaces_a_link_instead_of_writing_through_it(tmp_path: Path) ->
     [
         (BadDataError("a file", "a way out"), BadDataError),
         (MemoryError(), TryAgainError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), TryAgainError),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), InputOutputError),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), InputOutputError),
         (ValueError("two\nlines"), RunFailed),

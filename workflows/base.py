@@ -67,6 +67,13 @@ def init_dwmri_wf(config: Config, runs: Sequence[DwiRun]) -> Workflow:
 def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
     """Set up prepare, denoise, quality and derivatives of one run.
 
+    Workflow graph::
+
+        inputnode ─> preparation_wf ─> denoise_wf ─> quality_wf ─> derivatives_wf
+          dwi, bval    gradients         denoised      metrics       BIDS files
+          bvec, mask   mask              sigma         figures       report
+          noise map    warnings          uncertainty
+
     Parameters
     ----------
     run

@@ -60,7 +60,9 @@ def as_dwmri_error(error: BaseException) -> DwmriError:
     if isinstance(error, DwmriError):
         return error
     text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # PyTorch has an error of its own for GPUs, and a plain RuntimeError for the CPU.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in text:
         return TryAgainError(f"out of memory: {text[:200]}", "give more memory, or fewer --nprocs")
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return InputOutputError(text, "check the free space and the permissions of that folder")

@@ -31,7 +31,7 @@ class _PrepareRunOutputSpec(TraitedSpec):
 
 
 class PrepareRun(RunInterface):
-    """Check image and gradient table, find the brain: see :func:`..preparation.prepare_run`."""
+    """Check image and gradient table, find the brain: see :func:`dwmri_bidsapp.preparation.prepare_run`."""
 
     input_spec = _PrepareRunInputSpec
     output_spec = _PrepareRunOutputSpec
