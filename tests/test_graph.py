@@ -128,6 +128,23 @@ def test_options_reach_the_denoising_node(tmp_path: Path) -> None:
     assert (node.n_procs, node.inputs.num_threads, node.is_gpu_node()) == (2, 2, False)
 
 
+def test_low_memory_means_one_series_at_a_time(tmp_path: Path) -> None:
+    for low_mem, expected in ((False, {"denoise": 1, "measure": 1}), (True, {"denoise": 2, "measure": 2})):
+        graph = _build(tmp_path, ["sub-01"], low_mem=low_mem, omp_nthreads=1)._create_flat_graph()
+        assert {node.name: node.n_procs for node in graph.nodes() if node.name in expected} == expected
+
+
+def test_other_weights_are_other_inputs(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    hashes = []
+    for content in ("old", "new"):
+        weights.write_text(content)
+        workflow = _build(tmp_path, ["sub-01"], method=DenoiseOptions(init=str(weights)))
+        node = workflow.get_node("sub_01_wf.denoise_wf.denoise")
+        hashes.append(node.inputs.get_hashval(hash_method="content")[1])
+    assert hashes[0] != hashes[1]
+
+
 def test_a_gpu_node_takes_one_slot_whatever_its_threads(tmp_path: Path) -> None:
     workflow = _build(tmp_path, ["sub-01"], device="cuda", gpu_ids=(0, 3), omp_nthreads=2)
     node = workflow.get_node("sub_01_wf.denoise_wf.denoise")

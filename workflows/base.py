@@ -84,6 +84,8 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
     name = run_workflow_name(run)
     workflow = Workflow(name=name)
     size_gb = series_gb(run.dwi)
+    # With little memory, the nodes that hold a series take all CPUs: one at a time.
+    all_procs = config.nprocs if config.low_mem else None
     sources = _sources(run, config)
     inputs = {"dwi_file": run.dwi, "bval_file": run.bval, "bvec_file": run.bvec,
               "mask_file": run.mask, "noise_map": run.noise_map}  # fmt: skip
@@ -100,12 +102,17 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         output_dtype=config.output_dtype,
         gpu_ids=config.gpu_ids,
         omp_nthreads=config.omp_nthreads,
+        n_procs=all_procs or config.omp_nthreads,
         mem_gb=1.0 + 4 * size_gb,
         work_dir=config.work_dir,
         checkpoint_dir=config.work_dir / TOP / name / "checkpoints",
     )
     quality_wf = init_quality_wf(
-        prefix=run.label, sources=sources, versions=versions(), mem_gb=0.7 + 3 * size_gb
+        prefix=run.label,
+        sources=sources,
+        versions=versions(),
+        n_procs=all_procs or 1,
+        mem_gb=0.7 + 3 * size_gb,
     )
     derivatives_wf = init_derivatives_wf(run=run, sources=sources, out_dir=str(config.out_dir))
     given = [field for field in ("mask_file", "noise_map") if inputs[field] is not None]

@@ -9,6 +9,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from .. import __version__
 from ..denoising.options import DenoiseOptions
 from ..interfaces import DenoiseRun
 
@@ -22,6 +23,7 @@ def init_denoise_wf(
     output_dtype: str,
     gpu_ids: tuple[int, ...],
     omp_nthreads: int,
+    n_procs: int,
     mem_gb: float,
     work_dir: Path,
     checkpoint_dir: Path,
@@ -41,6 +43,8 @@ def init_denoise_wf(
         CUDA devices to choose from; none for the CPU.
     omp_nthreads
         CPU threads.
+    n_procs
+        CPUs that nothing else may use meanwhile.
     mem_gb
         Memory that is expected to be needed, in GB.
     work_dir
@@ -77,6 +81,7 @@ def init_denoise_wf(
     denoise = pe.Node(
         DenoiseRun(
             options=dataclasses.asdict(method),
+            version=__version__,
             output_dtype=output_dtype,
             use_gpu=bool(gpu_ids),
             gpu_ids=list(gpu_ids),
@@ -86,10 +91,12 @@ def init_denoise_wf(
         ),
         name="denoise",
         # Nipype counts the threads of a GPU node as GPU slots: one node, one slot.
-        n_procs=1 if gpu_ids else omp_nthreads,
+        n_procs=1 if gpu_ids else n_procs,
         mem_gb=mem_gb,
     )
 
+    if method.init not in ("random", "pretrained"):
+        denoise.inputs.weights_file = method.init
     workflow.connect([
         (inputnode, denoise, [(f, f) for f in inputs if f != "noise_map" or given_noise_map]),
         (denoise, outputnode, [(f, f) for f in outputs]),

@@ -10,7 +10,13 @@ from ..interfaces import CollectMetrics, DrawFigures, MeasureQuality
 
 
 def init_quality_wf(
-    *, prefix: str, sources: dict[str, str], versions: dict[str, str], mem_gb: float, name: str = "quality_wf"
+    *,
+    prefix: str,
+    sources: dict[str, str],
+    versions: dict[str, str],
+    n_procs: int,
+    mem_gb: float,
+    name: str = "quality_wf",
 ) -> Workflow:
     """Measure quality without a reference, and draw the figures of the report.
 
@@ -22,6 +28,8 @@ def init_quality_wf(
         BIDS URIs of the files used, by what they are.
     versions
         Versions of the program and its libraries.
+    n_procs
+        CPUs that nothing else may use while quality is measured.
     mem_gb
         Memory that is expected to be needed, in GB.
     name
@@ -61,7 +69,7 @@ def init_quality_wf(
         niu.IdentityInterface(fields=["metrics_json", "metrics_tsv", "figures", "figure_names"]),
         name="outputnode",
     )
-    measure = pe.Node(MeasureQuality(), name="measure", mem_gb=mem_gb)
+    measure = pe.Node(MeasureQuality(), name="measure", n_procs=n_procs, mem_gb=mem_gb)
     collect = pe.Node(CollectMetrics(sources=sources, versions=versions), name="collect", mem_gb=0.2)
     draw = pe.Node(DrawFigures(prefix=prefix), name="draw", mem_gb=1.0)
 

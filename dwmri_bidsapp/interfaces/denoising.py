@@ -24,6 +24,10 @@ class _DenoiseRunInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
     noise_map = File(exists=True, desc="noise standard deviation in signal units, estimated where not given")
     options = traits.Dict(Str, mandatory=True, desc="fields of DenoiseOptions")
+    weights_file = File(
+        exists=True, desc="the weights of the options: denoised anew when their content changes"
+    )
+    version = Str(desc="version of the program: another one denoises anew")
     output_dtype = Str("float32", usedefault=True, desc="data type of the denoised series")
     use_gpu = traits.Bool(False, usedefault=True, desc="takes one of the GPU slots")
     gpu_ids = traits.List(traits.Int, nohash=True, desc="CUDA devices that may be taken")
