@@ -378,7 +378,8 @@ def test_a_run_gives_files_with_ids_of_their_own_and_nothing_from_outside(tmp_pa
         root = ElementTree.fromstring(text)
         assert root.get("role") == "img"
         assert root.get("aria-label")
-        assert "currentColor" in text or root.iter(f"{SVG}image")
+        if name in ("gradients", "signal", "carpet", "distribution", "training"):
+            assert "currentColor" in text, "a chart takes the colour of the page's text"
         assert svg.INK not in text
         targets = re.findall(r'(?:href|src)="(?!data:|#)([^"]*)"|url\((?!#)([^)]*)\)', text)
         assert targets == []

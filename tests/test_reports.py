@@ -26,7 +26,7 @@ from dwmri_bidsapp.metrics import errors_against_truth, fit_tensor, no_reference
 from dwmri_bidsapp.reports import write_group_report, write_subject_report
 from dwmri_bidsapp.reports.captions import caption_of
 from dwmri_bidsapp.reports.collect import RunRecord, find_records
-from dwmri_bidsapp.reports.comparison import compare
+from dwmri_bidsapp.reports.comparison import compare, comparison_chart
 from dwmri_bidsapp.reports.glossary import describe, describe_column, metric_rows
 from dwmri_bidsapp.reports.judge import findings_of
 from dwmri_bidsapp.reports.render import number, seconds
@@ -437,6 +437,8 @@ def test_every_measure_of_this_package_is_in_the_dictionary() -> None:
 def test_an_unknown_measure_is_spelled_out() -> None:
     assert describe("some_new_measure").label == "Some new measure"
     assert describe("mean_signal_b2500").label == "Mean signal, b=2500"
+    rows = metric_rows({"mean_signal_b1000": 9.0, "mean_signal_b700": 8.0})
+    assert [row.name for row in rows] == ["mean_signal_b700", "mean_signal_b1000"]
     rows = metric_rows({"zzz": 1.0, "b0_snr": 2.0, "fa_mean_before": 3.0, "fa_mean_after": 4.0})
     assert [(row.name, row.before, row.after) for row in rows] == [
         ("b0_snr", None, 2.0), ("fa_mean", 3.0, 4.0), ("zzz", None, 1.0)
@@ -518,6 +520,21 @@ def test_the_interval_is_that_of_a_paired_t_test() -> None:
     difference = pairs[:, 1] - pairs[:, 0]
     assert line.effect == pytest.approx(difference.mean() / difference.std(ddof=1))
     assert line.improved == f"{(difference < 0).sum()} of 12"
+
+
+def test_each_point_leads_to_its_own_run_even_when_others_lack_the_measure() -> None:
+    tables = [
+        {},
+        {"fa_mean_before": 0.1, "fa_mean_after": 0.1},
+        {"fa_mean_before": 0.3, "fa_mean_after": 0.2},
+    ]
+    drawn = comparison_chart(compare(tables), [("A", "a.html"), ("B", "b.html"), ("C", "c.html")])
+
+    points = re.findall(
+        r'<a href="(\w).html"[^>]*><title>(\w)</title>.*?x="([\d.]+)"', drawn, flags=re.DOTALL
+    )
+    assert [(page, label) for page, label, _ in points] == [("b", "B"), ("c", "C")]
+    assert float(points[0][2]) < float(points[1][2])
 
 
 def test_a_single_run_has_no_interval() -> None:
@@ -661,14 +678,19 @@ def test_subject_page_works_in_a_browser(out_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_group_page_works_in_a_browser(out_dir: Path, tmp_path: Path) -> None:
-    write_run(out_dir, "sub-03", {"residual_std": 1.0})
+    # Two negative numbers: as text they would be sorted the other way round.
+    for label, metrics in {
+        "sub-01_run-1": {"b0_snr": -2.0}, "sub-01_run-2": {"b0_snr": -5.0}, "sub-02_ses-a": {"b0_snr": 11.0},
+        "sub-03": {"residual_std": 1.0},
+    }.items():  # fmt: skip
+        write_run(out_dir, label, metrics)
     for subject in ("01", "02", "03"):
         write_subject_report(out_dir, subject)
 
     seen = browse(write_group_report(out_dir), tmp_path)
 
     assert seen["loaded"] == []
-    assert seen["up"] == [["sub-02_ses-a", "sub-01_run-1", "sub-01_run-2", "sub-03"], "ascending"]
+    assert seen["up"] == [["sub-01_run-2", "sub-01_run-1", "sub-02_ses-a", "sub-03"], "ascending"]
     assert seen["down"][0][-1] == "sub-03", "what is missing stays last"
-    assert seen["down"][0][2] == "sub-02_ses-a"
+    assert seen["down"][0][0] == "sub-02_ses-a"
     assert seen["found"] == [["sub-01_run-2"], "1 of 4 runs"]
