@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.denoising import Denoised
+from dwmri_bidsapp.errors import BadDataError
+from dwmri_bidsapp.interfaces.base import ERROR_FILE, write_error
 from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
@@ -355,6 +357,17 @@ def test_the_first_failure_can_stop_everything(
     assert call.code == 1
     assert "NaN" in first
     assert "sub-threed_dwi.nii.gz: not finished: an earlier run failed" in second
+
+
+def test_an_error_of_an_earlier_call_is_not_told_again(
+    broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "work/dwmri_wf/sub_nan_wf/denoise_wf/denoise"
+    write_error(BadDataError("an old story"), folder)
+    os.utime(folder / ERROR_FILE, (0, 0))
+    assert _run(broken, tmp_path, "--participant-label", "nan").code == 65
+    (line,) = _errors(capfd.readouterr().err)
+    assert "NaN" in line
 
 
 def test_a_killed_worker_fails_its_run_only(
