@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from .denoising.options import DenoiseOptions
 from .errors import InputOutputError, UsageError
 from .machine import available_cpus, available_memory_mb
+from .options import DenoiseOptions
 
 PACKAGE = "dwmri-bidsapp"
 SECTIONS: dict[str, tuple[str, ...]] = {

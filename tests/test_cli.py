@@ -20,8 +20,8 @@ from dwmri_bidsapp.bids import DwiRun
 from dwmri_bidsapp.cli import boundary, main
 from dwmri_bidsapp.cli.dry_run import expect
 from dwmri_bidsapp.config import Config
-from dwmri_bidsapp.denoising.options import DenoiseOptions
 from dwmri_bidsapp.errors import BadDataError, TryAgainError
+from dwmri_bidsapp.options import DenoiseOptions
 
 HEAVY = {"torch", "nipype", "niworkflows", "bids", "dipy", "numpy", "nibabel", "matplotlib"}
 

@@ -15,7 +15,6 @@ import pytest
 from dwmri_bidsapp.cli.options import SLOPPY, make_config
 from dwmri_bidsapp.cli.parser import build_parser
 from dwmri_bidsapp.config import SECTIONS, Config, check_paths, read_toml
-from dwmri_bidsapp.denoising.options import DenoiseOptions
 from dwmri_bidsapp.errors import InputOutputError, UsageError
 from dwmri_bidsapp.machine import (
     PeakMemory,
@@ -24,6 +23,7 @@ from dwmri_bidsapp.machine import (
     resolve_device,
     set_environment,
 )
+from dwmri_bidsapp.options import DenoiseOptions
 
 
 def configure(*arguments: str) -> Config:

@@ -15,7 +15,7 @@ from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from dwmri_bidsapp.bids import DwiRun
 from dwmri_bidsapp.config import Config
-from dwmri_bidsapp.denoising.options import DenoiseOptions
+from dwmri_bidsapp.options import DenoiseOptions
 
 LABELS = {
     "plain": ["sub-01"],

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dwmri_bidsapp.denoising.options import DenoiseOptions
 from dwmri_bidsapp.errors import BadDataError, DwmriError, InputOutputError, RunFailed, TryAgainError
 from dwmri_bidsapp.interfaces import CollectMetrics, DenoiseRun, DerivativesDataSink, PrepareRun
 from dwmri_bidsapp.interfaces.base import (
@@ -32,6 +31,7 @@ from dwmri_bidsapp.interfaces.base import (
     write_tsv,
 )
 from dwmri_bidsapp.interfaces.denoising import gpu_slot
+from dwmri_bidsapp.options import DenoiseOptions
 from dwmri_bidsapp.simulation import add_noise, make_protocol, simulate_phantom
 
 OBLIQUE = np.array([[-1.9, 0.3, 0.1, 40], [0.3, 1.9, -0.2, -50], [0.1, 0.2, 2.2, -30], [0, 0, 0, 1.0]])

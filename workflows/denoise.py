@@ -10,8 +10,8 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from .. import __version__
-from ..denoising.options import DenoiseOptions
 from ..interfaces import DenoiseRun
+from ..options import DenoiseOptions
 
 _MODELS = {"multiscale": "MultiScaleDetailNet", "denoiser": "DenoiserNet"}
 

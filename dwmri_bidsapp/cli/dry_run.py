@@ -10,8 +10,8 @@ import nibabel as nb
 
 from ..bids import find_runs
 from ..config import PACKAGE, Config
-from ..denoising.options import DenoiseOptions
 from ..errors import RunFailed
+from ..options import DenoiseOptions
 
 # Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more, a GPU far less.
 _SECONDS_PER_TRAINED_VOXEL = 3e-6

@@ -147,8 +147,7 @@ def _write_records(
     for subject in subjects:
         own = [failure.message for failure in failures if failure.subject == subject]
         write_provenance(config, subject, {**used, "failures": own})
-        if own:
-            write_subject_report(config.out_dir, subject, problems=own)
+        write_subject_report(config.out_dir, subject, problems=own)
 
 
 def _write_methods(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, read_toml
-from ..denoising.options import DenoiseOptions
 from ..errors import UsageError
 from ..machine import available_cpus
+from ..options import DenoiseOptions
 
 SLOPPY = {"max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
 """What ``--sloppy`` stands for, where the options do not say otherwise."""

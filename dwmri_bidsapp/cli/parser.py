@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import PACKAGE, Config
-from ..denoising.options import DenoiseOptions
+from ..options import DenoiseOptions
 
 SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",

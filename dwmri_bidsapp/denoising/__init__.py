@@ -1,12 +1,12 @@
 """Denoising of diffusion MRI with networks: the torch library, usable on its own.
 
-    from dwmri_bidsapp.denoising import MultiScaleDetailNet, EdgeAwareLoss, denoise
+from dwmri_bidsapp.denoising import MultiScaleDetailNet, EdgeAwareLoss, denoise
 """
 
+from ..options import DenoiseOptions
 from .denoise import Denoised, denoise
 from .losses import EdgeAwareLoss, make_loss
 from .model import DenoiserNet, MultiScaleDetailNet, SinusoidalVolumeEncoder
-from .options import DenoiseOptions
 
 __all__ = [
     "DenoiseOptions",

@@ -9,13 +9,12 @@ Axes: ``v`` volume, ``x y z`` space.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from .noise import rician_variance_table
 
 # voxels on either side that speak for a local excess (a lesion, a moved edge)
 LOCAL_RADIUS = 2
@@ -31,12 +30,9 @@ class Blend:
     ----------
     scale
         Share of the local PCA's expected error variance that the network's prediction still has.
-    noise
-        Mean variance of the noise of the shell's magnitudes, in SNR units.
     """
 
     scale: float
-    noise: float
 
 
 def noise_variance_of(prediction_xyz: Tensor, table: Tensor) -> Tensor:
@@ -44,9 +40,7 @@ def noise_variance_of(prediction_xyz: Tensor, table: Tensor) -> Tensor:
     return table[(prediction_xyz.clamp(0.0, 30.0) * 20.0).round().long()]
 
 
-def calibrate(
-    residuals: list[tuple[Tensor, Tensor, Tensor]],
-) -> Blend:
+def calibrate(residuals: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Blend:
     """Fit the scale of the error variance over the volumes of one shell.
 
     Parameters
@@ -60,15 +54,20 @@ def calibrate(
     Blend
         Scale between 0 and 4.
     """
-    excess = sum(float((square - noise).sum(dtype=torch.float64)) for square, noise, _ in residuals)
-    expected = sum(float(error.sum(dtype=torch.float64)) for _, _, error in residuals)
-    count = sum(len(square) for square, _, _ in residuals)
-    noise_mean = sum(float(noise.sum(dtype=torch.float64)) for _, noise, _ in residuals) / max(1, count)
-    return Blend(min(4.0, max(0.0, excess / max(expected, 1e-12))), noise_mean)
+    excess = expected = 0.0
+    for square_n, noise_n, error_n in residuals:
+        excess += float((square_n - noise_n).sum(dtype=torch.float64))
+        expected += float(error_n.sum(dtype=torch.float64))
+    return Blend(min(4.0, max(0.0, excess / max(expected, 1e-12))))
 
 
 def error_variance(
-    measured_xyz: Tensor, prediction_xyz: Tensor, expected_xyz: Tensor, noise_xyz: Tensor, mask_xyz: Tensor, blend: Blend
+    measured_xyz: Tensor,
+    prediction_xyz: Tensor,
+    expected_xyz: Tensor,
+    noise_xyz: Tensor,
+    mask_xyz: Tensor,
+    blend: Blend,
 ) -> Tensor:
     """Variance of the blind prediction's error, per voxel, in SNR units.
 
@@ -110,8 +109,3 @@ def _box_mean(image_xyz: Tensor) -> Tensor:
         kernel[axis], padding[axis] = edge, LOCAL_RADIUS
         image = F.avg_pool3d(image, kernel, 1, padding)
     return image[0, 0]
-
-
-def variance_table(device: torch.device) -> Tensor:
-    """Look-up table of :func:`noise_variance_of`."""
-    return rician_variance_table(device)

@@ -93,7 +93,10 @@ class Context:
     def target(self, volumes: Sequence[int], boxes: Sequence[Box]) -> Tensor:
         """The measured target volumes (B, 1, X, Y, Z), float32, on the network's scale."""
         return torch.stack(
-            [self.snr_vxyz[(v, *box)].float()[None] * self.gain(v) for v, box in zip(volumes, boxes, strict=True)]
+            [
+                self.snr_vxyz[(v, *box)].float()[None] * self.gain(v)
+                for v, box in zip(volumes, boxes, strict=True)
+            ]
         )
 
     def _fill(self, sample_cxyz: Tensor, volume: int, box: Box) -> None:
@@ -116,7 +119,9 @@ class Context:
             sample_cxyz[channel] = self.snr_vxyz[(neighbour, *box)].float() * self.gain(neighbour)
 
 
-def build_context(snr_vxyz: Tensor, base_vxyz: Tensor, gradients: Gradients, targets: Sequence[int]) -> Context:
+def build_context(
+    snr_vxyz: Tensor, base_vxyz: Tensor, gradients: Gradients, targets: Sequence[int]
+) -> Context:
     """Gather what the inputs are made of.
 
     Parameters

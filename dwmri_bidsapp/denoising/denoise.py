@@ -6,7 +6,7 @@ Axes: ``x y z`` space, ``v`` volume.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from ..errors import BadDataError, TryAgainError, UsageError
 from ..gradients import Gradients
-from .blend import Blend, calibrate, error_variance, noise_variance_of
-from .blind import BlindBase, blind_local_pca, bounding_box
-from .context import N_CHANNELS, N_COORDINATES, Box, Context, build_context
-from .hardware import Precision, choose_device, choose_precision
+from ..options import DenoiseOptions
+from .blind import blind_local_pca, bounding_box
+from .context import N_CHANNELS, N_COORDINATES, build_context
+from .hardware import choose_device, choose_precision
+from .local_pca import overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
-from .noise import check_noise_map, correct_rician_bias, estimate_noise_level, rician_variance_table
-from .options import DenoiseOptions
-from .predict import predict_volume, tiles_of
+from .noise import check_noise_map, correct_rician_bias, estimate_noise_level
+from .reconstruct import Reconstruction
 from .train import Progress, Training, train
 
 # float16 holds SNR units; more than this is no noise at all
@@ -143,7 +143,7 @@ def _denoise(
     gradients: Gradients,
     mask_xyz: NDArray[np.bool_],
     options: DenoiseOptions,
-    sigma_xyz: NDArray[np.floating] | None,
+    given_sigma_xyz: NDArray[np.floating] | None,
     device: torch.device,
     checkpoint_dir: Path | None,
     progress: Progress | None,
@@ -151,34 +151,41 @@ def _denoise(
     watch = _Stopwatch()
     warnings: list[str] = []
     box = bounding_box(mask_xyz)
-    mask_cpu = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
-    sigma = (
-        estimate_noise_level(dwi_xyzv, mask_xyz) if sigma_xyz is None else check_noise_map(sigma_xyz, mask_xyz)
-    )
-    sigma = _without_zeros(sigma, dwi_xyzv, mask_xyz, warnings)
+    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
+    sigma_xyz = _noise_level(dwi_xyzv, mask_xyz, given_sigma_xyz, warnings)
     watch.lap("noise")
 
-    snr = _to_snr(dwi_xyzv[box], sigma[box], mask_cpu)
-    targets, passed = _targets(gradients, options)
-    base = blind_local_pca(snr, mask_cpu, block=options.block, device=device)
+    snr = _to_snr(dwi_xyzv[box], sigma_xyz[box], mask)
+    roles = _roles(gradients, options)
+    pca_vn = overcomplete_local_pca(snr, mask, device=device) if options.blend else None
+    watch.lap("local_pca")
+    base = blind_local_pca(snr, mask, block=options.block, device=device)
     watch.lap("blind")
 
-    context = build_context(snr.to(device), base.base_vxyz.to(device), gradients, targets)
-    mask = mask_cpu.to(device)
-    model = make_model(options).to(device, memory_format=torch.channels_last_3d)
+    mask = mask.to(device)
+    context = build_context(snr.to(device), base.base_vxyz.to(device), gradients, roles.targets)
+    model = make_model(options).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     precision = choose_precision(device, options.mixed_precision)
     training = train(
         model, context, mask, options, precision, checkpoint_dir=checkpoint_dir, progress=progress
     )
     if training.stop_reason == "diverged":
-        warnings.append("the training diverged: the best weights before that were used; lower --learning-rate")
+        warnings.append(
+            "the training diverged: the best weights before that were used; lower --learning-rate"
+        )
     watch.lap("training")
 
-    result = np.array(dwi_xyzv, dtype=np.float32, order="F")
-    uncertainty, blends = _reconstruct(result, box, sigma, context, base, model, mask, options, precision)
+    reconstruction = Reconstruction(context, base, pca_vn, model, mask, precision)
+    result_xyzv = np.array(dwi_xyzv, dtype=np.float32, order="F")
+    sigma_n, inside = sigma_xyz[mask_xyz], mask_xyz
+    for volume, values_n in _all_volumes(reconstruction, roles):
+        signal_n = values_n.cpu().numpy() * sigma_n
+        result_xyzv[..., volume][inside] = signal_n
     if options.bias_correction == "rician":
-        for volume in range(result.shape[3]):
-            result[mask_xyz, volume] = correct_rician_bias(result[mask_xyz, volume], sigma[mask_xyz])
+        for volume in range(gradients.n_volumes):
+            result_xyzv[inside, volume] = correct_rician_bias(result_xyzv[inside, volume], sigma_n)
+    uncertainty_xyz = np.zeros_like(sigma_xyz)
+    uncertainty_xyz[box] = reconstruction.uncertainty().cpu().numpy() * sigma_xyz[box]
     watch.lap("prediction")
 
     info = {
@@ -186,32 +193,77 @@ def _denoise(
         "precision": precision.name,
         "model": options.model,
         "weights": sum(p.numel() for p in model.parameters()),
+        **_training_summary(training),
+        "seconds": watch.seconds,
+        "blend": {f"{gradients.shell_bvals[s]:g}": b.scale for s, b in reconstruction.blends.items()},
+        "local_pca_only_volumes": roles.pca_only,
+        "passed_through_volumes": roles.passed,
+        "sigma_median": float(np.median(sigma_n)),
+        "warnings": warnings,
+    }
+    return Denoised(result_xyzv, sigma_xyz, uncertainty_xyz, training.history, info)
+
+
+def _training_summary(training: Training) -> dict[str, Any]:
+    losses = [row["heldout_loss"] for row in training.history]
+    return {
         "steps": training.steps,
         "best_step": training.best_step,
         "stop_reason": training.stop_reason,
-        "heldout_loss_start": training.history[0]["heldout_loss"],
-        "heldout_loss_end": min(row["heldout_loss"] for row in training.history),
+        "heldout_loss_start": losses[0],
+        "heldout_loss_end": min(losses),
         "data_loading_share": training.loading_seconds / max(training.training_seconds, 1e-9),
-        "seconds": watch.seconds,
-        "blend": {f"{gradients.shell_bvals[s]:g}": b.scale for s, b in blends.items()},
-        "passed_through_volumes": passed,
-        "sigma_median": float(np.median(sigma[mask_xyz])),
-        "warnings": warnings,
     }
-    return Denoised(result, sigma, uncertainty, training.history, info)
 
 
-def _without_zeros(
-    sigma: NDArray[np.float32], dwi_xyzv: NDArray[np.floating], mask_xyz: NDArray[np.bool_], warnings: list[str]
+@dataclass(frozen=True)
+class _Roles:
+    """What is done with each volume: predicted blindly and blended, local PCA alone, or nothing."""
+
+    targets: list[int]
+    pca_only: list[int]
+    passed: list[int]
+
+
+def _roles(gradients: Gradients, options: DenoiseOptions) -> _Roles:
+    b0 = np.flatnonzero(gradients.b0).tolist()
+    dwi = np.flatnonzero(gradients.dwi).tolist()
+    if not options.b0_denoising:
+        return _Roles(dwi, [], b0)
+    if len(b0) > 1:
+        return _Roles(sorted(b0 + dwi), [], [])
+    # no other volume of its kind to predict a single b=0 from
+    return _Roles(dwi, b0, []) if options.blend else _Roles(dwi, [], b0)
+
+
+def _all_volumes(reconstruction: Reconstruction, roles: _Roles) -> Iterator[tuple[int, Tensor]]:
+    """Every denoised volume and its values in SNR units."""
+    yield from reconstruction.volumes()
+    if reconstruction.pca_vn is not None:
+        for volume in roles.pca_only:
+            yield volume, reconstruction.pca_vn[volume].float()
+
+
+def _noise_level(
+    dwi_xyzv: NDArray[np.floating],
+    mask_xyz: NDArray[np.bool_],
+    given_sigma_xyz: NDArray[np.floating] | None,
+    warnings: list[str],
 ) -> NDArray[np.float32]:
-    """Keep the signal-to-noise ratio finite where the data have next to no noise."""
+    """The noise map that was given, or an estimate; kept from zero where the data have next to no noise."""
+    if given_sigma_xyz is None:
+        sigma_xyz = estimate_noise_level(dwi_xyzv, mask_xyz)
+    else:
+        sigma_xyz = check_noise_map(given_sigma_xyz, mask_xyz)
     largest = max(float(np.max(dwi_xyzv[..., v][mask_xyz])) for v in range(dwi_xyzv.shape[3]))
     floor = largest / LARGEST_SNR
     if not np.isfinite(floor) or floor <= 0:
         raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
-    if np.any(sigma[mask_xyz] < floor):
-        warnings.append("hardly any noise was found: the data were denoised already, or smoothed, or simulated")
-    return np.maximum(sigma, np.float32(floor))
+    if np.any(sigma_xyz[mask_xyz] < floor):
+        warnings.append(
+            "hardly any noise was found: the data were denoised already, or smoothed, or simulated"
+        )
+    return np.maximum(sigma_xyz, np.float32(floor))
 
 
 def _to_snr(dwi_xyzv: NDArray[np.floating], sigma_xyz: NDArray[np.float32], mask_xyz: Tensor) -> Tensor:
@@ -221,13 +273,6 @@ def _to_snr(dwi_xyzv: NDArray[np.floating], sigma_xyz: NDArray[np.float32], mask
     for volume in range(dwi_xyzv.shape[3]):
         snr[volume] = torch.from_numpy(np.ascontiguousarray(dwi_xyzv[..., volume], dtype=np.float32)) * scale
     return snr
-
-
-def _targets(gradients: Gradients, options: DenoiseOptions) -> tuple[list[int], list[int]]:
-    """Volumes to denoise, and volumes to pass through."""
-    denoise_b0 = options.b0_denoising and int(gradients.b0.sum()) > 1
-    targets = [v for v in range(gradients.n_volumes) if denoise_b0 or not gradients.b0[v]]
-    return targets, [v for v in range(gradients.n_volumes) if v not in set(targets)]
 
 
 def make_model(options: DenoiseOptions) -> nn.Module:
@@ -258,58 +303,3 @@ def make_model(options: DenoiseOptions) -> nn.Module:
                 "use --init random, or the --model and --base-filters they were made with",
             ) from error
     return model
-
-
-def _reconstruct(
-    result_xyzv: NDArray[np.float32],
-    box: Box,
-    sigma_xyz: NDArray[np.float32],
-    context: Context,
-    base: BlindBase,
-    model: nn.Module,
-    mask: Tensor,
-    options: DenoiseOptions,
-    precision: Precision,
-) -> tuple[NDArray[np.float32], dict[int, Blend]]:
-    """Write the denoised volumes into ``result_xyzv``; the uncertainty, and the blend of each shell."""
-    tiles = tiles_of(mask)
-    table = rician_variance_table(context.device)
-    shape = tuple(mask.shape)
-    sigma = torch.from_numpy(np.ascontiguousarray(sigma_xyz[box])).to(context.device)
-    squares = torch.zeros(shape, device=context.device)
-    blends: dict[int, Blend] = {}
-    n_dwi = 0
-    for shell in torch.unique(context.shell[context.targets]).tolist():
-        volumes = [v for v in context.targets.tolist() if context.shell[v] == shell]
-        predictions = {}
-        residuals = []
-        for v in volumes:
-            p = predict_volume(model, context, v, tiles, precision)
-            predictions[v] = p[mask].half()
-            if options.blend:
-                e = base.expected_error(v, shape).to(context.device)
-                residuals.append(
-                    ((context.snr_vxyz[v][mask] - p[mask]).square(), noise_variance_of(p[mask], table), e[mask])
-                )
-        blends[shell] = calibrate(residuals) if options.blend else Blend(0.0, 1.0)
-        del residuals
-        for v in volumes:
-            p = torch.zeros(shape, device=context.device)
-            p[mask] = predictions.pop(v).float()
-            estimate = p
-            if options.blend:
-                y = context.snr_vxyz[v].float()
-                noise = noise_variance_of(p, table)
-                e = base.expected_error(v, shape).to(context.device)
-                variance = error_variance(y, p, e, noise, mask, blends[shell])
-                estimate = p + variance / (variance + noise) * (y - p)
-                if shell > 0:
-                    squares += variance * noise / (variance + noise)
-                    n_dwi += 1
-            values = (estimate * sigma).cpu()
-            part = result_xyzv[(*box, v)]
-            part[mask.cpu().numpy()] = values[mask.cpu()].numpy()
-    uncertainty = np.zeros(sigma_xyz.shape, dtype=np.float32)
-    rms = (squares / max(1, n_dwi)).sqrt() * sigma * mask
-    uncertainty[box] = rms.cpu().numpy()
-    return uncertainty, blends

@@ -212,7 +212,9 @@ def _spread_to_voxels(
     index = tuple(np.clip((centres_w3 / cell).astype(int), 0, np.array(grid) - 1).T)
     np.add.at(weight, index, 1.0)
     np.add.at(total, index, np.log(np.maximum(sigma_w, np.finfo(float).tiny)))
-    smooth_w, smooth_t = (ndimage.gaussian_filter(a, 1.5, mode="constant", truncate=6.0) for a in (weight, total))
+    smooth_w, smooth_t = (
+        ndimage.gaussian_filter(a, 1.5, mode="constant", truncate=6.0) for a in (weight, total)
+    )
     known = smooth_w > 1e-4 * smooth_w.max()
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     values = (smooth_t / np.maximum(smooth_w, 1e-12))[tuple(nearest)]
@@ -246,4 +248,6 @@ def check_noise_map(sigma_xyz: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[n
 
 def rician_variance_table(device: str | torch.device = "cpu") -> torch.Tensor:
     """:func:`rician_variance_factor` at 0, 0.05, 0.1, … up to 30, for quick look-up."""
-    return torch.as_tensor(rician_variance_factor(np.arange(0, 601) * 0.05), dtype=torch.float32, device=device)
+    return torch.as_tensor(
+        rician_variance_factor(np.arange(0, 601) * 0.05), dtype=torch.float32, device=device
+    )

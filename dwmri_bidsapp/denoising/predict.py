@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from .context import Box, Context
 from .hardware import Precision
 
-TILE = 64
-HALO = 8
+TILE = 96
 
 
 def predict_volume(
@@ -48,14 +47,12 @@ def predict_volume(
             torch.autocast(context.device.type, precision.autocast, enabled=precision.autocast is not None),
         ):
             output = model(inputs, coordinates)[0, 0].float()
-        inner = tuple(
-            slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True)
-        )
+        inner = tuple(slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True))
         prediction[kept] = output[inner] / context.gain(volume)
     return prediction
 
 
-def tiles_of(mask_xyz: Tensor, tile: int = TILE, halo: int = HALO) -> list[tuple[Box, Box]]:
+def tiles_of(mask_xyz: Tensor, tile: int = TILE, *, halo: int) -> list[tuple[Box, Box]]:
     """Boxes that cover the mask, each with the larger box that its prediction looks at.
 
     Parameters
@@ -65,7 +62,7 @@ def tiles_of(mask_xyz: Tensor, tile: int = TILE, halo: int = HALO) -> list[tuple
     tile
         Largest edge of a kept box in voxels, even.
     halo
-        Voxels seen around a kept box, even.
+        Voxels seen around a kept box: as far as the network looks, so that tiles do not show.
     """
     tiles = []
     for box in _grid(tuple(mask_xyz.shape), tile):
@@ -74,7 +71,6 @@ def tiles_of(mask_xyz: Tensor, tile: int = TILE, halo: int = HALO) -> list[tuple
             continue
         seen, kept = [], []
         for axis, whole in enumerate(box):
-            line = inside.any(dim=(axis + 1) % 3 if axis != 2 else 0)
             line = inside.permute(axis, *[a for a in range(3) if a != axis]).flatten(1).any(dim=1)
             where = line.nonzero().flatten()
             start, stop = whole.start + int(where[0]), whole.start + int(where[-1]) + 1

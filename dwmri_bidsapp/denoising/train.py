@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..options import DenoiseOptions
 from .context import Box, Context
 from .hardware import Precision
 from .losses import make_loss
-from .options import DenoiseOptions
 
 WARM_UP = 0.1
 CLIP_NORM = 1.0
@@ -65,7 +65,9 @@ def split_heldout(mask_xyz: Tensor, generator: torch.Generator) -> Tensor:
     chosen = torch.rand(cells, generator=generator) < HELDOUT_SHARE
     for axis in range(3):
         chosen = chosen.repeat_interleave(HELDOUT_CELL, dim=axis)
-    heldout = chosen[: mask_xyz.shape[0], : mask_xyz.shape[1], : mask_xyz.shape[2]].to(mask_xyz.device) & mask_xyz
+    heldout = (
+        chosen[: mask_xyz.shape[0], : mask_xyz.shape[1], : mask_xyz.shape[2]].to(mask_xyz.device) & mask_xyz
+    )
     # in a tiny mask every cell may be spared: the loss is then watched on all voxels
     return heldout if bool(heldout.any()) else mask_xyz.clone()
 
@@ -85,7 +87,9 @@ class PatchSampler:
         Source of all randomness.
     """
 
-    def __init__(self, context: Context, mask_xyz: Tensor, patch_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, context: Context, mask_xyz: Tensor, patch_size: int, generator: torch.Generator
+    ) -> None:
         self.context = context
         self.centres = mask_xyz.nonzero().cpu()
         self.size = [min(patch_size, n) for n in mask_xyz.shape]
@@ -101,8 +105,7 @@ class PatchSampler:
 
     def _box(self, centre: list[int]) -> Box:
         starts = [
-            min(max(0, c - s // 2), limit)
-            for c, s, limit in zip(centre, self.size, self.limits, strict=True)
+            min(max(0, c - s // 2), limit) for c, s, limit in zip(centre, self.size, self.limits, strict=True)
         ]
         x, y, z = (slice(start, start + s) for start, s in zip(starts, self.size, strict=True))
         return x, y, z
@@ -204,7 +207,9 @@ class _State:
         watcher = PatchSampler(context, self.heldout_mask, options.patch_size, self.generator)
         self.watched = watcher.draw(HELDOUT_PATCHES)
         self.criterion = make_loss(options.loss, options.alpha, options.beta)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY
+        )
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision.scales_loss)
         self.plateau_factor = 1.0
         self.record = Training()

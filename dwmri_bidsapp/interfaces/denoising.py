@@ -13,7 +13,7 @@ import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpec, isdefined, traits
 
-from ..denoising.options import DenoiseOptions
+from ..options import DenoiseOptions
 from ..preparation import load_noise_map, open_series, read_gradients, read_series
 from .base import RunInterface, save_image, write_json, write_tsv
 

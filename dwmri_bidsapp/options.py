@@ -26,6 +26,8 @@ class DenoiseOptions:
         Most optimiser steps; 0 predicts with the initial weights.
     batch_size
         Patches of one forward pass.
+    block
+        Edge, in voxels, of the blocks that the blind local PCA predicts together.
     patch_size
         Edge of a training patch, in voxels.
     accumulation_steps
@@ -42,7 +44,8 @@ class DenoiseOptions:
     bias_correction
         ``"none"`` or ``"rician"``: invert the mean of the Rician distribution on the denoised data.
     blend
-        Give the prediction back its own measurement where that is the better estimate.
+        Give the prediction back its own measurement where that helps, and average it with a local PCA; otherwise
+        the result is the blind prediction.
     random_seed
         Seed of everything random.
     """
@@ -58,7 +61,7 @@ class DenoiseOptions:
     block: int = 3
     patch_size: int = 24
     accumulation_steps: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     schedule: Literal["one-cycle", "plateau"] = "one-cycle"
     mixed_precision: bool = True
     b0_denoising: bool = True
