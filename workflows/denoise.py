@@ -119,10 +119,17 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         else "The Rician bias was removed by the exact unbiased inverse [@koay2006; @foi2011]"
     )
     b0 = "All volumes" if method.b0_denoising else "The diffusion-weighted volumes (and no *b*=0 volume)"
+    blend = (
+        "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
+        "with overcomplete local principal components analysis [@manjon2013]; a single *b*=0 volume, which no other "
+        "volume predicts, was denoised by the latter alone. "
+        if method.blend
+        else ""
+    )
     return (
         f"{b0} were denoised without a clean reference: each was predicted from all others by local principal "
         f"components that leave out the volume itself (in the manner of [@batson2019; @fadnavis2020]) and refined "
         f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
-        f"{start} on this run alone (at most {method.max_steps} steps, {loss}). The noise level was "
-        f"{'given' if given_noise_map else 'estimated from the data'}. {bias}. "
+        f"{start} on this run alone (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
+        f"{'given' if given_noise_map else 'estimated from the eigenvalues of local covariances [@gavish2014; @koay2006]'}. {bias}. "
     )

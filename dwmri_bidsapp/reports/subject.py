@@ -210,6 +210,10 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
          f"{number(info.get('heldout_loss_start'), 4)} → {number(info.get('heldout_loss_end'), 4)}"),
         ("Waiting for data", "" if share is None else f"{100 * share:.0f}% of the training"),
         ("Measurement given back, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in blend.items())),
+        (
+            "Volumes denoised by local PCA alone",
+            ", ".join(map(str, info.get("local_pca_only_volumes") or ())) or "none",
+        ),
         ("Volumes passed through", ", ".join(map(str, info.get("passed_through_volumes") or ())) or "none"),
         ("Median noise level (signal units)", number(info.get("sigma_median"))),
         ("Time", ", ".join(f"{stage} {seconds(spent[stage])}" for stage in spent)),
