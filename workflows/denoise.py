@@ -119,6 +119,7 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         else "The Rician bias was removed by the exact unbiased inverse [@koay2006; @foi2011]"
     )
     b0 = "All volumes" if method.b0_denoising else "The diffusion-weighted volumes (and no *b*=0 volume)"
+    noise = "given" if given_noise_map else "estimated from local eigenvalues [@gavish2014; @koay2006]"
     blend = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
         "with overcomplete local principal components analysis [@manjon2013]; a single *b*=0 volume, which no other "
@@ -131,5 +132,5 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         f"components that leave out the volume itself (in the manner of [@batson2019; @fadnavis2020]) and refined "
         f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
         f"{start} on this run alone (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
-        f"{'given' if given_noise_map else 'estimated from the eigenvalues of local covariances [@gavish2014; @koay2006]'}. {bias}. "
+        f"{noise}. {bias}. "
     )
