@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dwmri_bidsapp.denoising.model import (
+from dwmri_bidsapp.denoising.blocks import (
     BoxAverage,
     ChannelAttention,
-    DenoiserNet,
     DetailEnhancement,
     FilmProjection,
-    MultiScaleDetailNet,
     SinusoidalVolumeEncoder,
 )
+from dwmri_bidsapp.denoising.model import DenoiserNet, MultiScaleDetailNet
 
 Network = MultiScaleDetailNet | DenoiserNet
 Module = TypeVar("Module", bound=nn.Module)

@@ -4,9 +4,10 @@ from dwmri_bidsapp.denoising import MultiScaleDetailNet, EdgeAwareLoss, denoise
 """
 
 from ..options import DenoiseOptions
+from .blocks import SinusoidalVolumeEncoder
 from .denoise import Denoised, denoise
 from .losses import EdgeAwareLoss, make_loss
-from .model import DenoiserNet, MultiScaleDetailNet, SinusoidalVolumeEncoder
+from .model import DenoiserNet, MultiScaleDetailNet
 
 __all__ = [
     "DenoiseOptions",
