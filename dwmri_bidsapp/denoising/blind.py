@@ -93,14 +93,15 @@ def blind_local_pca(
     grid = tuple(-(-n // block) for n in shape)
     base = torch.zeros(snr_vxyz.shape, dtype=torch.float16)
     precision = torch.ones((n_volumes, *grid))
-    prior_mean, prior_cov = _whole_brain_moments(snr_vxyz, mask_xyz)
-    prior_mean, prior_cov = prior_mean.to(device), prior_cov.to(device)
+    prior_mean_cv, prior_cov_cvv = (t.to(device) for t in _whole_brain_moments(snr_vxyz, mask_xyz, block))
 
     for k, layer in enumerate(_window_moments(snr_vxyz, mask_xyz, block, device)):
         used = layer.used_ij
         if not bool(used.any()):
             continue
-        mean_bv, cov_bvv, count_b = _mean_and_covariance(layer, used, prior_mean, prior_cov)
+        # the prior of a block comes from blocks of the other colour, never from the block itself
+        other_b = 1 - _colour(used.nonzero(), k)
+        mean_bv, cov_bvv, count_b = _mean_and_covariance(layer, used, prior_mean_cv, prior_cov_cvv, other_b)
         precision_bvv = _precision(cov_bvv, count_b)
         diagonal_bv = precision_bvv.diagonal(dim1=1, dim2=2).clone()
         # a zero diagonal keeps the own value out to the bit
@@ -156,48 +157,70 @@ def _window_moments(
         cache.pop(k - 2, None)
         samples, *own = cache[k][:4]
         count, total, product = (
-            torch.stack([cache[m][part + 4] for m in near]).sum(dim=0) - own[part] for part in range(3)
+            sum((cache[m][part + 4] for m in near if m != k), start=_ring_sum(own[part])) for part in range(3)
         )
         yield _Layer(samples, own[0] > 0, count, total, product)
+
+
+def _add_neighbours(total: Tensor, t: Tensor, axis: int) -> Tensor:
+    """Add to a total, in place, what lies one step before and behind along an axis."""
+    n = t.shape[axis]
+    if n > 1:
+        total.narrow(axis, 1, n - 1).add_(t.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(t.narrow(axis, 1, n - 1))
+    return total
 
 
 def _box_sum(t: Tensor) -> Tensor:
     """Sum over the 3 by 3 neighbours along the first two axes."""
     for axis in (0, 1):
-        total = t.clone()
-        n = t.shape[axis]
-        if n > 1:
-            total.narrow(axis, 1, n - 1).add_(t.narrow(axis, 0, n - 1))
-            total.narrow(axis, 0, n - 1).add_(t.narrow(axis, 1, n - 1))
-        t = total
+        t = _add_neighbours(t.clone(), t, axis)
     return t
 
 
-def _whole_brain_moments(snr_vxyz: Tensor, mask_xyz: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (V) and covariance (V, V) over at most some 20,000 voxels of the mask."""
-    where = mask_xyz.nonzero()
-    where = where[:: max(1, len(where) // 20_000)]
-    samples_sv = snr_vxyz[:, where[:, 0], where[:, 1], where[:, 2]].T.double()
-    mean = samples_sv.mean(dim=0)
-    centred = samples_sv - mean
-    cov = centred.T @ centred / max(1, len(where) - 1)
-    return mean.float(), cov.float()
+def _ring_sum(t: Tensor) -> Tensor:
+    """The same sum without the middle, which is never added: subtracting it would leave its rounding errors."""
+    beside = _add_neighbours(torch.zeros_like(t), t, 0)
+    return _add_neighbours(beside.clone(), t + beside, 1)
+
+
+def _colour(where_b: Tensor, k: int) -> Tensor:
+    """Colour, 0 or 1, of the blocks (B, 2) of a layer: neighbours by a face differ, as on a chessboard."""
+    return (where_b.sum(dim=1) + k) % 2
+
+
+def _whole_brain_moments(snr_vxyz: Tensor, mask_xyz: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Mean (2, V) and covariance (2, V, V) over at most some 20,000 voxels of the blocks of each colour."""
+    n_volumes = snr_vxyz.shape[0]
+    means, covs = torch.zeros(2, n_volumes), torch.eye(n_volumes).repeat(2, 1, 1)
+    everywhere = mask_xyz.nonzero()
+    colours = (everywhere // block).sum(dim=1) % 2
+    for colour in (0, 1):
+        where = everywhere[colours == colour]
+        if not len(where):
+            continue
+        where = where[:: max(1, len(where) // 20_000)]
+        samples_sv = snr_vxyz[:, where[:, 0], where[:, 1], where[:, 2]].T.double()
+        means[colour] = samples_sv.mean(dim=0)
+        centred = samples_sv - samples_sv.mean(dim=0)
+        covs[colour] = centred.T @ centred / max(1, len(where) - 1)
+    return means, covs
 
 
 def _mean_and_covariance(
-    layer: _Layer, used: Tensor, prior_mean: Tensor, prior_cov: Tensor
+    layer: _Layer, used: Tensor, prior_mean_cv: Tensor, prior_cov_cvv: Tensor, colour_b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Moments of the used blocks' windows; a few prior samples of the whole brain fill thin windows."""
-    count = layer.count_ij[used][:, None]
-    mean = layer.sum_ijv[used] / count.clamp(min=1.0)
-    cov = layer.product_ijvv[used] / count.clamp(min=1.0)[:, :, None] - mean[:, :, None] * mean[:, None, :]
-    thin = (PRIOR_SAMPLES / (count + PRIOR_SAMPLES)) * (count < 4 * PRIOR_SAMPLES)
-    offset = mean - prior_mean
-    cov = cov * (1 - thin)[:, :, None] + thin[:, :, None] * (
-        prior_cov + (1 - thin)[:, :, None] * offset[:, :, None] * offset[:, None, :]
-    )
-    mean = mean * (1 - thin) + thin * prior_mean
-    return mean, cov, count[:, 0] + PRIOR_SAMPLES * (thin[:, 0] > 0)
+    count_b = layer.count_ij[used]
+    mean = layer.sum_ijv[used] / count_b.clamp(min=1.0)[:, None]
+    cov = layer.product_ijvv[used] / count_b.clamp(min=1.0)[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    thin = count_b < 4 * PRIOR_SAMPLES
+    share = (PRIOR_SAMPLES / (count_b[thin] + PRIOR_SAMPLES))[:, None]
+    offset = mean[thin] - prior_mean_cv[colour_b[thin]]
+    between = offset[:, :, None] * offset[:, None, :] * (1 - share)[:, :, None]
+    cov[thin] += share[:, :, None] * (prior_cov_cvv[colour_b[thin]] + between - cov[thin])
+    mean[thin] -= share * offset
+    return mean, cov, count_b + PRIOR_SAMPLES * thin
 
 
 def _precision(cov_bvv: Tensor, count_b: Tensor) -> Tensor:

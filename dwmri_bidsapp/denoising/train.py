@@ -154,11 +154,16 @@ def train(
         Called with step, number of steps and held-out loss after every evaluation.
     """
     trainer = _State(model, context, mask_xyz, options, precision, checkpoint_dir)
-    record = trainer.record
     if options.max_steps == 0:
-        trainer.evaluate(0.0)
-        return record
+        trainer.evaluate(float("nan"))
+        trainer.close()
+        return trainer.record
     trainer.resume()
+    record = trainer.record
+    if record.stop_reason != "no-steps":
+        # a checkpoint of a training that had come to its end
+        trainer.finish()
+        return record
     start = time.perf_counter() - record.training_seconds
     if not record.history:
         trainer.evaluate(float("nan"))
@@ -303,6 +308,10 @@ class _State:
         self.model.load_state_dict(self.best_weights)
         self.model.eval()
         self.save()
+        self.close()
+
+    def close(self) -> None:
+        """Close the TensorBoard log."""
         if self.log is not None:
             self.log.close()
 
