@@ -67,6 +67,7 @@ def denoise(
     device: str = "auto",
     checkpoint_dir: Path | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Denoised:
     """Remove the noise of one run, learning from that run alone.
 
@@ -88,6 +89,8 @@ def denoise(
         Where the training keeps its state and finds it again, and writes a TensorBoard log.
     progress
         Called with step, number of steps and held-out loss.
+    overwrite
+        Put the result into ``dwi_xyzv`` (float32) instead of a copy: saves the memory of a run.
 
     Returns
     -------
@@ -106,7 +109,9 @@ def denoise(
     _check_shapes(dwi_xyzv, gradients, mask_xyz)
     place = choose_device(device)
     try:
-        return _denoise(dwi_xyzv, gradients, mask_xyz, options, sigma_xyz, place, checkpoint_dir, progress)
+        return _denoise(
+            dwi_xyzv, gradients, mask_xyz, options, sigma_xyz, place, checkpoint_dir, progress, overwrite
+        )
     except torch.cuda.OutOfMemoryError as error:
         raise TryAgainError(
             f"the memory of {place} is too small for this run", "lower --batch-size or use --device cpu"
@@ -147,6 +152,7 @@ def _denoise(
     device: torch.device,
     checkpoint_dir: Path | None,
     progress: Progress | None,
+    overwrite: bool,
 ) -> Denoised:
     watch = _Stopwatch()
     warnings: list[str] = []
@@ -176,7 +182,10 @@ def _denoise(
     watch.lap("training")
 
     reconstruction = Reconstruction(context, base, pca_vn, model, mask, precision)
-    result_xyzv = np.array(dwi_xyzv, dtype=np.float32, order="F")
+    if overwrite:
+        result_xyzv = np.asarray(dwi_xyzv, dtype=np.float32)
+    else:
+        result_xyzv = np.array(dwi_xyzv, dtype=np.float32, order="F")
     sigma_n, inside = sigma_xyz[mask_xyz], mask_xyz
     for volume, values_n in _all_volumes(reconstruction, roles):
         signal_n = values_n.cpu().numpy() * sigma_n

@@ -70,6 +70,7 @@ class DenoiseRun(RunInterface):
                 device=device,
                 checkpoint_dir=self._checkpoint_dir(),
                 progress=progress,
+                overwrite=True,
             )
         # Not compressed: the sink compresses once, and the next nodes read it volume by volume.
         denoised_file = save_image(denoised.dwi_xyzv, image, folder / "denoised.nii", inputs.output_dtype)
