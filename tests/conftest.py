@@ -26,6 +26,7 @@ def _isolate_environment(home: Path) -> None:
         NO_ET="1",
         NIPYPE_NO_ET="1",
         OMP_NUM_THREADS="2",
+        OMP_WAIT_POLICY="PASSIVE",
         TQDM_DISABLE="1",
     )
 
