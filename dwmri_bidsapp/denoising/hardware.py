@@ -37,11 +37,14 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     UsageError
-        A GPU was asked for and is not there.
+        A GPU was asked for and is not there, or no device has that name.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"expected auto, cpu, cuda or cuda:N as the device, found {name!r}") from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

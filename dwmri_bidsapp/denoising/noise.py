@@ -169,7 +169,7 @@ def rician_sigma(spread_w: Floats, mean_square_wv: Floats) -> Floats:
     """
     sigma = np.array(spread_w, dtype=np.float64)
     for _ in range(20):
-        square = np.maximum(sigma[:, None] ** 2, np.finfo(float).tiny)
+        square = np.maximum(sigma[:, None] ** 2, np.finfo(np.float32).tiny)
         snr = np.sqrt(np.maximum(mean_square_wv / square - 2.0, 0.0))
         sigma = spread_w / np.sqrt(rician_variance_factor(snr).mean(axis=1))
     return sigma
