@@ -60,7 +60,7 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	@$(PIP) install --constraint requirements.lock --no-build-isolation --editable '.[docs]'
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/mkdocs build --site-dir build/site
 
 # Local versions (torch's +cpu) and the CUDA packages that torch itself pins depend on the machine.
 lock:
