@@ -1,0 +1,127 @@
+"""Blending: it helps where the prediction is worse than the measurement, and hardly costs anything elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dwmri_bidsapp.denoising.blend import Blend, calibrate, error_variance, noise_variance_of
+from dwmri_bidsapp.denoising.blind import BlindBase
+from dwmri_bidsapp.denoising.context import build_context
+from dwmri_bidsapp.denoising.hardware import Precision
+from dwmri_bidsapp.denoising.model import DenoiserNet
+from dwmri_bidsapp.denoising.noise import rician_variance_factor, rician_variance_table
+from dwmri_bidsapp.denoising.reconstruct import Reconstruction
+from dwmri_bidsapp.simulation import make_protocol
+
+SHAPE = (16, 15, 14)
+MASK = torch.ones(SHAPE, dtype=torch.bool)
+LESION = (slice(4, 10), slice(4, 10), slice(4, 10))
+SIGNAL = 40.0
+
+
+def reconstruct(
+    base_error: torch.Tensor, expected: float, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, Reconstruction]:
+    """Squared errors (V, X, Y, Z) of measurement and blend, for a base that is wrong by a given map."""
+    gradients = make_protocol(1, {1000.0: 6}, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(seed)
+    n = gradients.n_volumes
+    snr = (SIGNAL + torch.randn((n, *SHAPE), generator=generator)).half()
+    base_vxyz = (SIGNAL + base_error.expand(n, *SHAPE)).half()
+    precision = torch.full((n, 6, 5, 5), 1 / (1 + expected))
+    base = BlindBase(base_vxyz, precision, 3)
+    context = build_context(snr, base_vxyz, gradients, np.flatnonzero(gradients.dwi).tolist())
+    # an overcomplete PCA that equals the blend leaves the blend alone to be judged
+    untrained = DenoiserNet(9, 1, 4).eval()
+    run = Reconstruction(context, base, torch.zeros((n, MASK.sum())), untrained, MASK, Precision(None))
+    blended = {v: (2 * values).reshape(SHAPE) for v, values in run.volumes()}
+    found = torch.stack([blended[v] for v in sorted(blended)])
+    measured = torch.stack([snr[v].float() for v in sorted(blended)])
+    return (measured - SIGNAL).square(), (found - SIGNAL).square(), run
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_perfect_prediction_stays(seed: int) -> None:
+    noisy, blended, _ = reconstruct(torch.zeros(1), expected=0.1, seed=seed)
+    assert float(blended.mean()) < 0.03 * float(noisy.mean())
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0, 3.0, 10.0])
+def test_never_worse_than_the_measurement_in_any_volume(size: float) -> None:
+    """White errors of the prediction, small and large: the calibration finds their size."""
+    error = size * torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
+    noisy, blended, _ = reconstruct(error, expected=1.0)
+    per_volume = blended.mean(dim=(1, 2, 3)) / noisy.mean(dim=(1, 2, 3))
+    assert float(per_volume.max()) < 1.0
+    # the best linear estimate has v/(v + n) of the noise
+    assert float(per_volume.mean()) < 1.25 * size**2 / (1 + size**2) + 0.02
+
+
+def test_lesion_that_the_prediction_misses_returns_to_the_measurement() -> None:
+    error = torch.zeros(SHAPE)
+    error[LESION] = 12.0
+    noisy, blended, _ = reconstruct(error, expected=0.1)
+    inner = (slice(None), slice(5, 9), slice(5, 9), slice(5, 9))
+    assert float(blended[inner].mean()) < 1.3 * float(noisy[inner].mean())
+    far = (slice(None), slice(13, 16))
+    assert float(blended[far].mean()) < 0.2 * float(noisy[far].mean())
+
+
+def test_lesion_without_the_local_term_would_stay_wrong() -> None:
+    """The regular part alone knows nothing of a lesion: what the local excess is for."""
+    prediction = torch.full(SHAPE, SIGNAL)
+    prediction[LESION] += 12
+    measured = SIGNAL + torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
+    ones = torch.ones(SHAPE)
+    variance = error_variance(measured, prediction, 0.1 * ones, ones, MASK, Blend(1.0))
+    assert float(variance[6, 6, 6]) == pytest.approx(144, rel=0.15)
+    torch.testing.assert_close(variance[13:], torch.full_like(variance[13:], 0.1))
+
+
+def test_chance_is_not_believed() -> None:
+    generator = torch.Generator().manual_seed(5)
+    measured, ones = torch.randn(SHAPE, generator=generator), torch.ones(SHAPE)
+    variance = error_variance(measured, torch.zeros(SHAPE), torch.zeros(SHAPE), ones, MASK, Blend(1.0))
+    assert float((variance > 0).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.0, 2.5])
+def test_calibration_recovers_the_scale(scale: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    residuals = []
+    for _ in range(5):
+        expected = torch.rand(20_000, generator=generator)
+        noise = 0.5 + 0.5 * torch.rand(20_000, generator=generator)
+        square = (scale * expected + noise) * torch.randn(20_000, generator=generator).square()
+        residuals.append((square, noise, expected))
+    assert calibrate(residuals).scale == pytest.approx(scale, abs=0.05)
+
+
+def test_calibration_is_bounded() -> None:
+    ones = torch.ones(10)
+    assert calibrate([(0.5 * ones, ones, ones)]).scale == 0.0
+    assert calibrate([(50 * ones, ones, ones)]).scale == 4.0
+    assert calibrate([(2 * ones, ones, 0 * ones)]).scale == 4.0
+
+
+def test_noise_variance_is_that_of_rician_magnitudes() -> None:
+    signal = torch.tensor([-1.0, 0.0, 0.7, 2.0, 29.0, 500.0])
+    found = noise_variance_of(signal, rician_variance_table())
+    np.testing.assert_allclose(found, rician_variance_factor(signal.clamp(0, 30).numpy()), atol=0.02)
+
+
+def test_uncertainty_is_the_error_of_the_blend() -> None:
+    error = torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
+    _, blended, run = reconstruct(error, expected=1.0)
+    assert float(run.uncertainty().square().mean()) == pytest.approx(float(blended.mean()), rel=0.15)
+    assert run.blends.keys() == {1}
+
+
+def test_without_the_pca_the_result_is_the_blind_prediction() -> None:
+    _, _, run = reconstruct(torch.ones(1), expected=0.1)
+    blind = Reconstruction(run.context, run.base, None, run.model, MASK, Precision(None))
+    for v, values in blind.volumes():
+        torch.testing.assert_close(values.reshape(SHAPE), run.base.base_vxyz[v].float(), atol=0.02, rtol=0)
+    assert blind.blends == {}
