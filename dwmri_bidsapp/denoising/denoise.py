@@ -304,8 +304,8 @@ def make_model(options: DenoiseOptions) -> nn.Module:
     if options.init != "random":
         try:
             model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
+        except Exception as error:  # what is no weights file fails in many ways, IndexError among them
+            first = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(
                 f"{options.init}: expected weights of the {options.model} network with {options.base_filters} "
                 f"base filters, found: {first}",
