@@ -9,9 +9,9 @@ whose seconds and peak memory are those of the whole process. Values are against
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 
 from dwmri_bidsapp.denoising.noise import correct_rician_bias
 from dwmri_bidsapp.gradients import Gradients
@@ -137,14 +138,19 @@ def _commands(folder: Path, arguments: argparse.Namespace) -> dict[str, list[str
 
 def _timed(command: list[str]) -> dict[str, object]:
     """Seconds and peak memory of a process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    start = time.perf_counter()
     # as the app itself sets it: threads that spin while they wait slow a busy machine down
-    subprocess.run(command, check=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    # the kernel keeps the largest child only: a smaller one after it says nothing
-    return {"seconds": seconds, **({"peak_mb": peak / 1024} if peak > before else {})}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    start = time.perf_counter()
+    peak = 0
+    with psutil.Popen(command, env=environment) as process:
+        # what the kernel reports of an ended child includes the memory of the parent it was forked from
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, process.memory_info().rss)
+            time.sleep(0.02)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command[0])
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak / 1e6}
 
 
 def _write_inputs(
