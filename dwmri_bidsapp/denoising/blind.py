@@ -213,7 +213,9 @@ def _mean_and_covariance(
     """Moments of the used blocks' windows; a few prior samples of the whole brain fill thin windows."""
     count_b = layer.count_ij[used]
     mean = layer.sum_ijv[used] / count_b.clamp(min=1.0)[:, None]
-    cov = layer.product_ijvv[used] / count_b.clamp(min=1.0)[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    cov = (
+        layer.product_ijvv[used] / count_b.clamp(min=1.0)[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    )
     thin = count_b < 4 * PRIOR_SAMPLES
     share = (PRIOR_SAMPLES / (count_b[thin] + PRIOR_SAMPLES))[:, None]
     offset = mean[thin] - prior_mean_cv[colour_b[thin]]
