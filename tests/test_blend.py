@@ -35,7 +35,7 @@ def reconstruct(
     context = build_context(snr, base_vxyz, gradients, np.flatnonzero(gradients.dwi).tolist())
     # an overcomplete PCA that equals the blend leaves the blend alone to be judged
     untrained = DenoiserNet(9, 1, 4).eval()
-    run = Reconstruction(context, base, torch.zeros((n, MASK.sum())), untrained, MASK, Precision(None))
+    run = Reconstruction(context, base, torch.zeros((n, int(MASK.sum()))), untrained, MASK, Precision(None))
     blended = {v: (2 * values).reshape(SHAPE) for v, values in run.volumes()}
     found = torch.stack([blended[v] for v in sorted(blended)])
     measured = torch.stack([snr[v].float() for v in sorted(blended)])

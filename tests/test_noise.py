@@ -138,7 +138,7 @@ def test_bias_correction_inverts_the_mean() -> None:
 
 
 def test_below_the_noise_floor_there_is_no_signal() -> None:
-    sigma = np.float32(4.0)
+    sigma = np.full(4, 4.0)
     floor = 4.0 * np.sqrt(np.pi / 2)
     found = correct_rician_bias(np.array([0.0, 0.5 * floor, 0.99 * floor, 400.0]), sigma)
     assert found[:3].tolist() == [0.0, 0.0, 0.0]
@@ -148,7 +148,7 @@ def test_below_the_noise_floor_there_is_no_signal() -> None:
 def test_correction_never_falls_with_the_magnitude() -> None:
     """The table and what lies beyond it join without a step down."""
     magnitude = np.linspace(0, 60, 4001)
-    assert np.all(np.diff(correct_rician_bias(magnitude, np.float32(1.0))) >= -1e-4)
+    assert np.all(np.diff(correct_rician_bias(magnitude, np.ones(4001))) >= -1e-4)
 
 
 def test_good_noise_map_is_kept_and_filled_outside_the_brain() -> None:
