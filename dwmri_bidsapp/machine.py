@@ -108,8 +108,8 @@ def set_environment(config: Config) -> None:
         **{f"{name}_NUM_THREADS": str(config.omp_nthreads) for name in ("OMP", "MKL", "NUMEXPR")},
         OPENBLAS_NUM_THREADS="1",  # DIPY's mppca stalls with more
     )
-    # threads that spin while they wait slow a busy machine down several times
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads that spin long while they wait slow a busy machine down several times; none at all is as bad for eigh
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("LOGNAME", "unknown")  # nipype's SLURM plugin fails without it
 
 

@@ -26,7 +26,7 @@ def _isolate_environment(home: Path) -> None:
         NO_ET="1",
         NIPYPE_NO_ET="1",
         OMP_NUM_THREADS="2",
-        OMP_WAIT_POLICY="PASSIVE",
+        GOMP_SPINCOUNT="3000",
         TQDM_DISABLE="1",
     )
 

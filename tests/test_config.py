@@ -304,7 +304,7 @@ def test_environment_keeps_libraries_in_the_work_folder(tmp_path: Path) -> None:
     assert os.environ["NO_ET"] == os.environ["NIPYPE_NO_ET"] == "1"
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
     assert os.environ["MPLBACKEND"] == "Agg"
 
 
