@@ -27,12 +27,12 @@ _PARTIAL_FOURIER = 0.75
 def b0_signal(phantom: Phantom) -> float:
     """Mean clean b=0 signal in white matter: divide it by the b0 SNR to get sigma.
 
-    In a phantom too coarse for pure white matter, the voxels with most of it stand in.
+    In a phantom without pure white matter the voxels with most of it stand in, or all where there is none.
     """
     clean_xyz = phantom.clean_xyzv[..., phantom.gradients.b0].mean(axis=-1)
     white = phantom.white_mask_xyz
     if not white.any():
-        white = phantom.white_xyz > 0.5 * phantom.white_xyz.max()
+        white = phantom.mask_xyz & (phantom.white_xyz >= 0.5 * phantom.white_xyz.max())
     return float(clean_xyz[white].mean())
 
 
