@@ -409,11 +409,18 @@ def test_simulate_writes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture
         "--shell",
         "2000",
         "8",
+        "--family",
+        "geometric",
+        "--motion",
+        "0.5",
     ]
     assert main(["simulate", str(out), *arguments]) == 0
     b_values = np.loadtxt(out / "sub-01/dwi/sub-01_dwi.bval")
     assert {b: int((b_values == b).sum()) for b in (0, 700, 2000)} == {0: 2, 700: 6, 2000: 8}
     assert str(out) in last_line(capsys)
+    readme = (out / "README.md").read_text()
+    assert "random geometry" in readme
+    assert "by 0.5 mm" in readme
     assert main(["simulate", str(out), *arguments]) == 64, "the folder is not empty"
 
 

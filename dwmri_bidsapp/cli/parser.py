@@ -99,6 +99,28 @@ def build_subcommand_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--noise", choices=("rician", "chi", "zero-filled"), default="rician", help="kind (default: rician)"
     )
+    parser.add_argument(
+        "--sigma-spread",
+        type=float,
+        default=0.5,
+        help="unevenness of the noise, about (highest - lowest) / mean (default: 0.5)",
+    )
+    parser.add_argument(
+        "--family",
+        choices=("brain", "geometric"),
+        default="brain",
+        help="what the anatomies are: brains, or random geometry (default: brain)",
+    )
+    parser.add_argument(
+        "--lesions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="lesions in the brains' white matter (default: yes)",
+    )
+    parser.add_argument(
+        "--motion", type=float, default=0.0, metavar="MM",
+        help="misalignment of the volumes, with eddy-like distortion (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--random-seed", type=int, default=0, dest="simulation_seed", help="(default: 0)")
     return parser
 

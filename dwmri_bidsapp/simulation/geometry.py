@@ -132,7 +132,7 @@ class _Canvas:
         self.softness_mm = grid.voxel_mm * rng.choice([0.5, 1.0, 2.0], p=[0.4, 0.4, 0.2])
         self.share_xyzt = np.zeros((*grid.shape, 3), dtype=np.float32)
 
-    def paint(self, depth_xyz: Array, tissue_t: Array, box: tuple[Any, ...] = (...,)) -> None:  # type: ignore[assignment]
+    def paint(self, depth_xyz: Array, tissue_t: Array, box: tuple[Any, ...] = (...,)) -> None:
         """Cover where ``depth_xyz``, in mm from the border inwards, is above 0."""
         cover_xyz = np.clip(depth_xyz / self.softness_mm + 0.5, 0, 1)[..., None]
         self.share_xyzt[box] += cover_xyz * (tissue_t - self.share_xyzt[box])

@@ -18,6 +18,7 @@ from ..gradients import Gradients
 from .anatomy import Anatomy, brain_anatomy
 from .geometry import geometric_anatomy
 from .microstructure import WHITE_B0
+from .motion import move_volumes
 
 Array = NDArray[np.float32]
 
@@ -70,6 +71,7 @@ def simulate_phantom(
     bias_field: float | None = None,
     family: Family = "brain",
     lesions: bool = True,
+    motion: float = 0.0,
 ) -> Phantom:
     """Draw an anatomy and compute its clean signal.
 
@@ -83,6 +85,8 @@ def simulate_phantom(
         ``"brain"`` or ``"geometric"``: which of the two draws the anatomy.
     lesions
         Whether a brain has lesions; the geometric family has none.
+    motion
+        Misalignment of the volumes in mm, as for :func:`move_volumes`; tissues and mask stay where they are.
 
     Raises
     ------
@@ -98,8 +102,12 @@ def simulate_phantom(
         anatomy = geometric_anatomy(seed=seed, shape=shape, voxel_size=voxel_size, bias_field=bias_field)
     else:
         raise UsageError(f"expected a family of {get_args(Family)}, found {family!r}")
+    clean_xyzv = clean_signal(anatomy, gradients)
+    if motion:
+        voxel_mm, rng = float(anatomy.affine[1, 1]), np.random.default_rng([seed, 5])
+        clean_xyzv = move_volumes(clean_xyzv, gradients, voxel_mm, motion, rng)
     return Phantom(
-        clean_xyzv=clean_signal(anatomy, gradients),
+        clean_xyzv=clean_xyzv,
         mask_xyz=anatomy.mask_xyz,
         gradients=gradients,
         affine=anatomy.affine,
