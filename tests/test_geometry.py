@@ -43,8 +43,8 @@ def test_a_seed_is_a_head(heads: list[Anatomy]) -> None:
     again = geometric_anatomy(seed=0, shape=SHAPE)
     for field in dataclasses.fields(Anatomy):
         np.testing.assert_equal(getattr(again, field.name), getattr(heads[0], field.name))
-    grey = [head.to_volume(head.grey_n).ravel() for head in heads[:2]]
-    assert abs(np.corrcoef(*grey)[0, 1]) < 0.5
+    first, second = (head.to_volume(head.grey_n).ravel() for head in heads[:2])
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
 
 
 def test_voxels_hold_no_more_than_their_volume(heads: list[Anatomy]) -> None:
