@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,21 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_child_of_a_process_is_measured_too(tmp_path: Path) -> None:
-    child = "import time; data = bytearray(200_000_000); time.sleep(0.5)"
+    child = "import time; data = bytearray(200_000_000); time.sleep(2.5)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     assert run_method(python_method("parent", code), tmp_path, 1).peak_mb > 200
+
+
+def test_an_interrupt_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    method = python_method("endless", "import time; time.sleep(60)")
+    monkeypatch.setattr("dwmri_bidsapp.benchmark.methods.time.sleep", interrupt)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_method(method, tmp_path, 1)
+    assert time.monotonic() - start < 30
 
 
 def test_a_process_gets_its_threads_and_says_why_it_failed(tmp_path: Path) -> None:

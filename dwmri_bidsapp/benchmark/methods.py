@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 
 _POLL_SECONDS = 0.02
+# the list of children is that of all processes of the machine, which takes time from the method that is timed
+_POLLS_PER_LOOK_FOR_CHILDREN = 50
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 OURS: dict[str, dict[str, Any]] = {
@@ -112,7 +114,6 @@ def run_method(method: Method, folder: Path, threads: int) -> Used:
     variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
     environment = {**os.environ, **variables, **method.environment}
     log = folder / f"{method.name}.log"
-    peak = 0
     start = time.perf_counter()
     with (
         log.open("wb") as output,
@@ -120,10 +121,7 @@ def run_method(method: Method, folder: Path, threads: int) -> Used:
             method.command(folder, threads), env=environment, stdout=output, stderr=subprocess.STDOUT
         ) as process,
     ):
-        # what the kernel reports of an ended child includes the memory of the parent it was forked from
-        while process.poll() is None:
-            peak = max(peak, _memory(process))
-            time.sleep(_POLL_SECONDS)
+        peak = _watch(process)
     seconds = time.perf_counter() - start
     failure = ""
     if process.returncode:
@@ -132,12 +130,32 @@ def run_method(method: Method, folder: Path, threads: int) -> Used:
     return Used(seconds, peak / 1e6, failure)
 
 
-def _memory(process: psutil.Process) -> int:
-    """Resident bytes of a process and its children."""
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        total = process.memory_info().rss
-        for child in process.children(recursive=True):
+def _watch(process: psutil.Popen) -> int:
+    """Wait for the end of a process, and return the most resident bytes that it and its children had together.
+
+    What the kernel reports of an ended child would include the memory of the parent it was forked from.
+    """
+    peak, polls = 0, 0
+    family = [process]
+    try:
+        while process.poll() is None:
+            if polls % _POLLS_PER_LOOK_FOR_CHILDREN == 0:
+                with contextlib.suppress(psutil.Error):
+                    family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(_resident_bytes(member) for member in family))
+            polls += 1
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        # an interrupted benchmark leaves no method running
+        for member in reversed(family):
             with contextlib.suppress(psutil.Error):
-                total += child.memory_info().rss
-    return total
+                member.kill()
+        raise
+    return peak
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
