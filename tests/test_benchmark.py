@@ -299,6 +299,28 @@ def test_losses_name_every_cell_that_is_worse() -> None:
     assert "worse" not in summary_text(rows[:2])
 
 
+def test_summary_sets_ours_beside_the_best_peer() -> None:
+    """The best peer may be another one for each value, and the mean over seeds comes first."""
+    rows = [
+        one_row("dwidenoise", psnr=24.0, fa_error=0.02, seconds=10.0),
+        one_row("mppca", psnr=25.0, fa_error=0.03, seconds=5.0),
+        one_row("multiscale", psnr=26.0, fa_error=0.01, seconds=12.0),
+        one_row("multiscale", psnr=28.0, fa_error=0.02, seconds=18.0),
+    ]
+    line = summary_text(rows).split("## multiscale against")[1].split("|---|\n")[1].splitlines()[0]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "+2.00",
+        "",
+        "0.75",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "1.50",
+    ]
+
+
 def test_figures_hold_every_method(run: Run) -> None:
     rows = [one_row("noisy", psnr=20.0), one_row("mppca", psnr=25.0)]
     figure = gain_figure(rows, "psnr")

@@ -85,6 +85,16 @@ _PLAIN: dict[str, tuple[str, str, float, int]] = {
     "seconds": ("truth", "seconds", 1, 1),
     "MB": ("truth", "peak_mb", 1, 0),
 }
+_AGAINST: dict[str, tuple[str, str]] = {
+    "PSNR dB": ("truth", "psnr"),
+    "PSNR corrected": ("corrected", "psnr"),
+    "FA": ("truth", "fa_error"),
+    "FA corrected": ("corrected", "fa_error"),
+    "MD": ("truth", "md_error"),
+    "MD corrected": ("corrected", "md_error"),
+    "V1": ("truth", "v1_angle"),
+    "V1 corrected": ("corrected", "v1_angle"),
+}
 _LOSS_MEASURES = ("psnr", "ssim", "fa_error", "md_error", "mk_error", "v1_angle", "peak_angle")
 _MORE_IS_BETTER = ("psnr", "ssim")
 
@@ -127,10 +137,31 @@ def summary_text(rows: Sequence[Row]) -> str:
         seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in group)))
         parts.append(f"\n## {kind}\nMeans over seeds {seeds}.\n\n{_markdown_table(group)}\n")
     if judged := _judged(rows):
+        parts.append(f"\n## {judged} against the best of {', '.join(PEERS)}\n")
+        parts.append("PSNR: difference. Errors and angles: ratio. Time: ratio to dwidenoise.\n")
+        parts.append(_against_peers(rows, judged))
         lost = losses(rows)
         parts.append(f"\n## Where {judged} is worse than another, or than the input\n")
         parts.append("\n".join(f"- {line}" for line in lost) if lost else "In no cell.")
     return "\n".join(parts)
+
+
+def _against_peers(rows: Sequence[Row], judged: str) -> str:
+    """One line per kind of case: our default beside the best value of any peer, means over seeds."""
+    lines = [f"| case | {' | '.join(_AGAINST)} | time |", "|" + "---|" * (len(_AGAINST) + 2)]
+    for kind in dict.fromkeys(_kind(row) for row in rows):
+        group = [row for row in rows if _kind(row) == kind]
+        cells = []
+        for comparison, column in _AGAINST.values():
+            mine = _mean(group, judged, comparison, column)
+            theirs = [_mean(group, peer, comparison, column) for peer in PEERS]
+            known = [value for value in theirs if not np.isnan(value)] or [float("nan")]
+            value = mine - max(known) if column in _MORE_IS_BETTER else mine / min(known)
+            cells.append("" if np.isnan(value) else f"{value:+.2f}" if column == "psnr" else f"{value:.2f}")
+        seconds = _mean(group, judged, "truth", "seconds") / _mean(group, PEERS[0], "truth", "seconds")
+        cells.append("" if np.isnan(seconds) else f"{seconds:.2f}")
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
