@@ -13,7 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from dwmri_bidsapp.benchmark import PROTOCOLS, Case, available_methods, default_cases, grid_of_cases
+from dwmri_bidsapp.benchmark import (
+    PROTOCOLS,
+    Case,
+    available_methods,
+    default_cases,
+    grid_of_cases,
+    parse_protocol,
+)
 from dwmri_bidsapp.benchmark.cases import NOISES, Run, make_run
 from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
 from dwmri_bidsapp.benchmark.methods import Method, run_method
@@ -107,8 +114,18 @@ def test_grids() -> None:
     assert len(default_cases(quick=True)) == 1
     full = grid_of_cases(protocols=list(PROTOCOLS), snrs=[10, 20, 40], noises=NOISES, seeds=range(4))
     assert len(set(full)) == 192
-    with pytest.raises(UsageError, match="protocol"):
-        make_run(Case(protocol="none"))
+
+
+def test_protocols_have_names_or_numbers() -> None:
+    assert parse_protocol("b2500") == (6, {2500.0: 60})
+    assert parse_protocol("2+18x1000+20x3000") == (2, {1000.0: 18, 3000.0: 20})
+    for text in ("none", "6", "6+", "6+60", "x+6x1000", "6+60x"):
+        with pytest.raises(UsageError, match="6\\+60x2500"):
+            parse_protocol(text)
+    found = make_run(Case(protocol="2+7x700", shape=(6, 6, 6), voxel_size=8.0)).gradients
+    assert found.shell_bvals.tolist() == [0, 700]
+    with pytest.raises(UsageError, match="SNR"):
+        make_run(Case(snr=0))
 
 
 def test_scores_of_the_truth_are_perfect(run: Run, scorer: Scorer) -> None:
@@ -365,6 +382,7 @@ def test_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert 20 < float(cell["psnr"]) < 60
     assert float(cell["seconds"]) > 0.1
     assert float(cell["peak_mb"]) > 50
+    assert float(cell["run_mb"]) == pytest.approx(14 * 16 * 10 * 33 * 4 / 1e6)
     dictionary = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(dictionary) == set(rows[0]) <= set(COLUMNS)
     summary = (tmp_path / "out" / "summary.md").read_text()
@@ -401,6 +419,7 @@ def test_a_method_of_ours_that_fails_is_an_error(
         (["--variant", "odd:colour=red"], "NAME:KEY=VALUE"),
         (["--variant", "odd"], "NAME:KEY=VALUE"),
         (["--threads", "0"], "at least one thread"),
+        (["--protocol", "fast"], "6+60x2500"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

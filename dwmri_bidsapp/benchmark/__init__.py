@@ -4,7 +4,7 @@
 for those in Python), `scores` measures them, `tables` and `figures` show what came out, `run` ties them together.
 """
 
-from .cases import PROTOCOLS, Case, default_cases, grid_of_cases
+from .cases import PROTOCOLS, Case, default_cases, grid_of_cases, parse_protocol
 from .methods import PEERS, Method, available_methods
 from .run import run_benchmark
 
@@ -16,5 +16,6 @@ __all__ = [
     "available_methods",
     "default_cases",
     "grid_of_cases",
+    "parse_protocol",
     "run_benchmark",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Case:
     Attributes
     ----------
     protocol
-        Name in :data:`PROTOCOLS`.
+        Name in :data:`PROTOCOLS`, or numbers as for :func:`parse_protocol`.
     snr
         b=0 SNR.
     noise
@@ -122,6 +123,31 @@ class Run:
         return invert_expected_magnitude(estimate_xyzv, self.sigma_xyz[..., None], self.kind)
 
 
+def parse_protocol(text: str) -> tuple[int, dict[float, int]]:
+    """Number of b=0 volumes, and of directions for each b-value.
+
+    Parameters
+    ----------
+    text
+        A name in :data:`PROTOCOLS`, or ``"6+60x2500"``: 6 b=0 volumes and 60 directions at b=2500 s/mm²; more
+        shells follow after another ``+``.
+
+    Raises
+    ------
+    UsageError
+        Anything else.
+    """
+    if text in PROTOCOLS:
+        return PROTOCOLS[text]
+    first, *shells = text.split("+")
+    parts = [re.fullmatch(r"(\d+)x(\d+)", shell) for shell in shells]
+    if not first.isdigit() or not shells or not all(parts):
+        raise UsageError(
+            f"expected a protocol of {', '.join(PROTOCOLS)}, or one such as 6+60x2500, found {text}"
+        )
+    return int(first), {float(part[2]): int(part[1]) for part in parts if part}
+
+
 def default_cases(seeds: Sequence[int] = (101, 102), quick: bool = False) -> list[Case]:
     """One thing at a time: each protocol, then each SNR and each kind of noise for 32 directions at b=1000.
 
@@ -161,11 +187,11 @@ def make_run(case: Case) -> Run:
     UsageError
         A protocol or noise that does not exist.
     """
-    if case.protocol not in PROTOCOLS or case.noise not in NOISES or case.snr <= 0:
-        raise UsageError(f"expected a protocol of {tuple(PROTOCOLS)} and noise of {NOISES}, found {case}")
+    if case.noise not in NOISES or case.snr <= 0:
+        raise UsageError(f"expected noise of {NOISES} and an SNR above 0, found {case}")
+    n_b0, shells = parse_protocol(case.protocol)
     # one seed per case; crc32 because Python's own hash differs from process to process
     rng = np.random.default_rng([case.seed, zlib.crc32(repr(case).encode())])
-    n_b0, shells = PROTOCOLS[case.protocol]
     gradients = make_protocol(n_b0, shells, rng)
     phantom = simulate_phantom(
         gradients=gradients,

@@ -100,7 +100,11 @@ def _run_case(
             examples[method.name] = estimate.dwi_xyzv
             for row in scorer.score(estimate):
                 if (row["comparison"], row["shell"]) == ("truth", "dwi") and method.command:
-                    row |= {"seconds": used[method.name].seconds, "peak_mb": used[method.name].peak_mb}
+                    row |= {
+                        "seconds": used[method.name].seconds,
+                        "peak_mb": used[method.name].peak_mb,
+                        "run_mb": run.noisy_xyzv.nbytes / 1e6,
+                    }
                 rows.append({**common, "status": "done", **row})
     error_figure(run, examples, title=str(case)).savefig(figures / f"{_slug(case)}.png", dpi=110)
     return rows

@@ -17,7 +17,7 @@ _TISSUES = ("white", "grey", "csf", "lesion")
 
 COLUMNS: dict[str, str] = {
     "protocol": "Name of the protocol: few (1 b=0 + 13 at b=1000), b1000 (1 + 32), b2500 (6 + 60), "
-    "shells (6 + 20/30/40 at b=1000/2000/3000)",
+    "shells (6 + 20/30/40 at b=1000/2000/3000), or numbers: 6+60x2500 is 6 b=0 + 60 at b=2500",
     "snr": "Mean clean b=0 signal in white matter / mean sigma in the brain",
     "noise": "rician (one sigma), varying (uneven sigma), chi (4 coils), zero-filled (correlated)",
     "seed": "Seed of the anatomy",
@@ -59,6 +59,7 @@ COLUMNS: dict[str, str] = {
     "sigma_error": "Mean of |method's noise map / the true one - 1| in the brain",
     "seconds": "Seconds of the whole process (median of the repeats)",
     "peak_mb": "Peak resident memory of the process and its children, MB",
+    "run_mb": "Size of the run as float32, MB",
 }
 """Every column of ``benchmark.tsv``, and what it says."""
 

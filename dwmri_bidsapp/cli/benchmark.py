@@ -31,7 +31,13 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("out_dir", type=Path, metavar="OUT_DIR", help="where to write")
-    add("--protocol", nargs="+", choices=_PROTOCOLS, help="only these, in every combination")
+    add(
+        "--protocol",
+        nargs="+",
+        metavar="NAME",
+        help=f"only these, in every combination: {', '.join(_PROTOCOLS)}, or numbers: 6+60x2500 is 6 b=0 volumes and "
+        "60 directions at b=2500",
+    )
     add("--snr", nargs="+", type=float, metavar="SNR", help="of b=0 in white matter; every combination")
     add("--noise", nargs="+", choices=_NOISES, help="kinds of noise; every combination")
     add("--seed", nargs="+", type=int, default=None, help="seeds of the anatomies (default: 101 102)")
@@ -108,8 +114,10 @@ def _check_numbers(namespace: argparse.Namespace) -> None:
 
 def _cases(namespace: argparse.Namespace) -> Any:
     """The grid that was asked for."""
-    from ..benchmark import default_cases, grid_of_cases
+    from ..benchmark import default_cases, grid_of_cases, parse_protocol
 
+    for protocol in namespace.protocol or ():
+        parse_protocol(protocol)
     seeds = namespace.seed or _SEEDS
     if namespace.quick:
         return default_cases(seeds, quick=True)
