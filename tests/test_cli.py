@@ -166,10 +166,9 @@ def test_usage_errors(
     assert not (bids_dir / "work").exists()
 
 
-@pytest.mark.parametrize("command", ["train-weights", "benchmark"])
-def test_commands_that_come_later(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "x"]) == 64
-    assert f"{command} does not work yet" in capsys.readouterr().err
+def test_commands_that_come_later(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train-weights", "x"]) == 64
+    assert "train-weights does not work yet" in capsys.readouterr().err
 
 
 def test_absent_device_is_an_error(

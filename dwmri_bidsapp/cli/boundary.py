@@ -60,12 +60,17 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
     command = arguments[0] if arguments else ""
     if command in LATER_SUBCOMMANDS:
         raise UsageError(
-            f"{command} does not work yet", "it is not in this version; there are demo and simulate"
+            f"{command} does not work yet",
+            "it is not in this version; there are demo, simulate and benchmark",
         )
     if command in ("demo", "simulate"):
         from .demo import run_subcommand
 
         return run_subcommand(command, arguments[1:])
+    if command == "benchmark":
+        from .benchmark import benchmark
+
+        return benchmark(arguments[1:])
     from .options import make_config
 
     config = make_config(build_parser().parse_args(arguments))

@@ -18,12 +18,13 @@ SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
     "simulate": "write a simulated BIDS dataset with known truth to OUT_DIR",
 }
-LATER_SUBCOMMANDS = ("train-weights", "benchmark")
+LATER_SUBCOMMANDS = ("train-weights",)
 
 _EPILOG = f"""
 other commands:
   {PACKAGE} demo OUT_DIR        {SUBCOMMANDS["demo"]}
   {PACKAGE} simulate OUT_DIR    {SUBCOMMANDS["simulate"]}
+  {PACKAGE} benchmark OUT_DIR   put denoisers side by side on simulated runs
 
 exit codes: 0 done, 1 a run failed (the others were finished), 2 bad arguments, 64 usage,
 65 bad data, 70 the workflow could not be built, 74 input/output, 75 try again (out of memory),

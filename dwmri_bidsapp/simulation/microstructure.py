@@ -1,8 +1,8 @@
 """What water does inside a tissue: the constants of the signal model, one set per anatomy.
 
 Diffusivities are in mm²/s. The values of :class:`Microstructure` are those of the brain family;
-:func:`draw_microstructure` draws others around them, wide enough to hold what is published for living tissue at 3T
-(Jelescu & Budde 2017, doi:10.3389/fphy.2017.00061).
+:func:`draw_microstructure` draws others widely around them, so that weights do not learn one set. Models of this kind
+are reviewed in Jelescu & Budde 2017, doi:10.3389/fphy.2017.00061.
 """
 
 from __future__ import annotations
