@@ -95,7 +95,7 @@ def make_run_figures(
     drawn |= dict(_map_figures(sigma_xyz, uncertainty_xyz, mask_xyz, plan))
     if tensors_before is not None and tensors_after is not None:
         drawn |= dict(_tensor_figures(tensors_before, tensors_after, affine, plan))
-    return {name: _write(text, Path(out_dir), prefix, name) for name, text in drawn.items()}
+    return {name: write_figure(text, Path(out_dir), prefix, name) for name, text in drawn.items()}
 
 
 def _chart_figures(
@@ -168,7 +168,14 @@ def _tensor_figures(
     yield "md", svg.flicker(*pair, "md", "Mean diffusivity before and after denoising")
 
 
-def _write(text: str, out_dir: Path, prefix: str, name: str) -> Path:
+def write_figure(text: str, out_dir: Path, prefix: str, name: str) -> Path:
+    """Write a figure under its BIDS name.
+
+    Raises
+    ------
+    InputOutputError
+        It could not be written.
+    """
     path = out_dir / f"{prefix}_desc-{name}_dwi.svg"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
