@@ -28,7 +28,7 @@ ACQUIRED = "acquired"
 
 _COLOURS = {ACQUIRED: svg.BEFORE, "denoised": svg.AFTER, "mppca": "#009e73", "patch2self": "#cc79a7",
             "denoiser": "#d55e00"}  # fmt: skip
-_MORE_COLOURS = ("#56b4e9", "#8c8c8c", "#b2a000", "#7a5195")
+_MORE_COLOURS = ("#8c8c8c", "#b2a000", "#7a5195", "#00a0a0")
 _LIMIT = 3.0  # noise standard deviations
 _MD_TOP = 3e-3  # mm²/s
 _WIDTH_IN, _HEADER_IN, _LABEL_IN = 10.0, 0.34, 0.3

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputOutputError
-from . import charts, pictures, svg
+from . import charts, pictures, svg, volumes
 from .frames import colour_fa, fsl_to_world
 from .slices import SlicePlan, plan_slices
 from .statistics import (
@@ -104,6 +104,11 @@ def _chart_figures(
     figures = {
         "gradients": (charts.gradient_chart(gradients, affine), "Gradient directions and b-values"),
         "signal": (charts.signal_chart(statistics, gradients), "Mean signal before and after"),
+        "dwicarpet": (volumes.signal_carpet_chart(statistics, gradients), "Signal of all volumes"),
+        "neighbours": (
+            volumes.neighbours_chart(statistics, gradients),
+            "Correlation of each volume with its neighbour, and of its residual with anatomy",
+        ),
         "carpet": (charts.carpet_chart(statistics, gradients), "Residual of each volume"),
         "distribution": (charts.distribution_chart(statistics, gradients), "Distribution of the residual"),
         "training": (charts.training_chart(history), "Loss during training"),

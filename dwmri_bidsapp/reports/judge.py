@@ -132,11 +132,25 @@ def _blurring(record: RunRecord) -> list[Finding]:
     ]
 
 
+def _outlying_volumes(record: RunRecord) -> list[Finding]:
+    count = _value(record.metrics, "outlier_volumes")
+    if not count:
+        return []
+    volumes = "1 volume stands" if count == 1 else f"{number(count)} volumes stand"
+    return [
+        Finding(
+            f"{volumes} out of their shell by mean signal or residual.",
+            "find them in the carpet of the signal (triangles); motion or dropout cannot be denoised: correct it "
+            "later with a tool that replaces outliers, or leave these volumes out",
+        )
+    ]
+
+
 def _value(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
 _RULES: tuple[Callable[[RunRecord], list[Finding]], ...] = (
-    _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
+    _outlying_volumes, _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
 )  # fmt: skip
