@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAST_VOLUMES = 5
+_LEAST_VOLUMES = 6
+# Medians of few volumes are uncertain, and their distances have long tails: the limit is this share wider.
+_FEW_VOLUMES = 12
 _FLOOR = 0.01  # of the value itself: what is alike to 1% has no outliers
 
 
@@ -17,11 +19,11 @@ def outlying_volumes(
     Parameters
     ----------
     values_mv : (M, V)
-        Measures of each volume, such as its mean signal and the spread of its residual.
+        Measures of each volume, such as its mean signal and its correlation with neighbours; finite.
     shell_v : (V,)
-        Shell of each volume; shells of fewer than five volumes have no outliers.
+        Shell of each volume; shells of fewer than six volumes have no outliers.
     limit
-        In robust standard deviations (1.4826 times the median absolute deviation).
+        In robust standard deviations (1.4826 times the median absolute deviation); more in small shells.
 
     Returns
     -------
@@ -33,8 +35,9 @@ def outlying_volumes(
         if len(members) < _LEAST_VOLUMES:
             continue
         shell_mv = values_mv[:, members]
-        middle_m = np.nanmedian(shell_mv, axis=1, keepdims=True)
+        middle_m = np.median(shell_mv, axis=1, keepdims=True)
         distance_mv = np.abs(shell_mv - middle_m)
-        spread_m = 1.4826 * np.nanmedian(distance_mv, axis=1, keepdims=True)
-        far_v[members] = (distance_mv > limit * np.maximum(spread_m, _FLOOR * np.abs(middle_m))).any(axis=0)
+        spread_m = 1.4826 * np.median(distance_mv, axis=1, keepdims=True)
+        widened = limit * (1 + _FEW_VOLUMES / len(members))
+        far_v[members] = (distance_mv > widened * np.maximum(spread_m, _FLOOR * np.abs(middle_m))).any(axis=0)
     return far_v

@@ -55,7 +55,7 @@ def gradient_chart(gradients: Any, affine: NDArray) -> Figure:
         order.set(xlabel="volume", ylabel="b-value (s/mm²)", title="Order of acquisition")
         order.set_ylim(top=1.25 * max(float(np.max(gradients.bvals)), 1.0))
         order.xaxis.set_major_locator(MaxNLocator(integer=True))
-        few_entries_legend(order, len(gradients.shell_bvals))
+        _few_entries_legend(order, len(gradients.shell_bvals))
         order.grid(axis="y")
         figure.tight_layout()
     return figure
@@ -156,7 +156,7 @@ def carpet_chart(statistics: RunStatistics, gradients: Any, limit: float = 3.0) 
         spread.set(ylabel="std / σ", title="Residual of each volume (dashed: noise alone)")
         spread.set_ylim(0, max(1.4, float(np.nanmax(statistics.residual_std, initial=0)) * 1.25))
         spread.grid(axis="y")
-        few_entries_legend(spread, len(gradients.shell_bvals))
+        _few_entries_legend(spread, len(gradients.shell_bvals))
         shown = carpet.imshow(
             statistics.carpet[::-1], aspect="auto", interpolation="none", cmap="gray", vmin=-limit, vmax=limit,
             extent=(-0.5, n_volumes - 0.5, 0, 1),
@@ -245,7 +245,7 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> NDArray[np.floa
     return np.array([float(row.get(key, np.nan)) for row in history])
 
 
-def few_entries_legend(axes: Any, n_entries: int) -> None:
+def _few_entries_legend(axes: Any, n_entries: int) -> None:
     """A Cartesian grid in q-space has dozens of b-values: a legend would hide the chart."""
     if n_entries <= _MOST_LEGEND_ENTRIES:
         axes.legend(loc="upper right", fontsize=7.5, ncols=4)

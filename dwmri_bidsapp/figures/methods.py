@@ -30,6 +30,7 @@ _COLOURS = {ACQUIRED: svg.BEFORE, "denoised": svg.AFTER, "mppca": "#009e73", "pa
             "denoiser": "#d55e00"}  # fmt: skip
 _MORE_COLOURS = ("#8c8c8c", "#b2a000", "#7a5195", "#00a0a0")
 _LIMIT = 3.0  # noise standard deviations
+_MANY_TIMES = 10  # the noise variance: a training that jumped would flatten all others
 _MD_TOP = 3e-3  # mm²/s
 _WIDTH_IN, _HEADER_IN, _LABEL_IN = 10.0, 0.34, 0.3
 
@@ -138,38 +139,39 @@ def _tensor_figure(tensors: Mapping[str, TensorMaps], affine: NDArray, plan: Sli
     return svg.to_svg(figure, "methodsTensor", "Tensor maps of all methods side by side")
 
 
-def _matrix(
-    names: Sequence[str], rows: Sequence[tuple[str, Mapping[str, NDArray], tuple[float, float]]], title: str
-) -> Figure:
+_Row = tuple[str, Mapping[str, NDArray], tuple[float, float]]
+"""What a row shows, its pictures by method, and their window."""
+
+
+def _matrix(names: Sequence[str], rows: Sequence[_Row], title: str) -> Figure:
     """Draw pictures on black: a column for each name, a row for each kind; what is missing stays black."""
     some_hw = next(iter(rows[0][1].values()))
     width = (_WIDTH_IN - _LABEL_IN) / max(len(names), 4)
     tall = width * some_hw.shape[0] / some_hw.shape[1]
     height = 2 * _HEADER_IN + len(rows) * tall
-    colours = method_colours(names)
+    colours = method_colours(names) | {"denoised": svg.AFTER_ON_BLACK}
     with svg.style():
         figure = Figure(figsize=(_WIDTH_IN, height), facecolor="black")
         figure.text(0.008, 1 - 0.2 / height, title, color="0.85", va="center")
         for column, name in enumerate(names):
-            left = (_LABEL_IN + column * width) / _WIDTH_IN
-            label = {"name": name, "colour": svg.AFTER_ON_BLACK if name == "denoised" else colours[name]}
-            figure.text(left + width / _WIDTH_IN / 2, 1 - 0.52 / height, label["name"], color=label["colour"],
-                        weight="bold", ha="center", va="center")  # fmt: skip
-            for row, (_, pictures, (low, high)) in enumerate(rows):
-                if name not in pictures:
-                    continue
+            left, share = (_LABEL_IN + column * width) / _WIDTH_IN, width / _WIDTH_IN
+            figure.text(left + share / 2, 1 - 0.52 / height, name, color=colours[name], weight="bold",
+                        ha="center", va="center")  # fmt: skip
+            for row, (_, pictures, window) in enumerate(rows):
                 bottom = height - 2 * _HEADER_IN - (row + 1) * tall
-                axes = figure.add_axes((left, bottom / height, width / _WIDTH_IN, tall / height))
-                axes.set_axis_off()
-                picture = pictures[name]
-                shown = (picture * 255).round().astype(np.uint8) if picture.ndim == 3 else picture
-                axes.imshow(
-                    shown, cmap="gray", norm=Normalize(low, high), interpolation="none", aspect="auto"
-                )
+                if name in pictures:
+                    axes = figure.add_axes((left, bottom / height, share, tall / height))
+                    _show(axes, pictures[name], window)
         for row, (kind, _, _) in enumerate(rows):
             middle = (height - 2 * _HEADER_IN - (row + 0.5) * tall) / height
             figure.text(0.018, middle, kind, color="0.75", rotation=90, ha="center", va="center", fontsize=8)
     return figure
+
+
+def _show(axes: Any, picture: NDArray, window: tuple[float, float]) -> None:
+    axes.set_axis_off()
+    shown = (picture * 255).round().astype(np.uint8) if picture.ndim == 3 else picture
+    axes.imshow(shown, cmap="gray", norm=Normalize(*window), interpolation="none", aspect="auto")
 
 
 def _training_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -183,6 +185,11 @@ def _training_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             losses = [row.get("heldout_loss", np.nan) for row in history]
             axes.plot(steps, losses, "o-", ms=3, lw=1.5, color=colours[name], label=name)
         axes.set(xlabel="optimiser step", ylabel="squared error / noise variance", title="Held-out voxels")
+        known = [
+            row["heldout_loss"] for history in histories.values() for row in history if "heldout_loss" in row
+        ]
+        if np.nanmax(known, initial=1) > _MANY_TIMES:
+            axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.grid(axis="y")
         axes.legend(loc="upper right")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..gradients import Gradients, nearest_in_shell
 from ..outlying import outlying_volumes
-from .charts import few_entries_legend, shell_colours
+from .charts import shell_colours
 from .statistics import RunStatistics
 from .svg import AFTER, BEFORE, INK, style
 
@@ -25,9 +25,15 @@ _WIDTH_IN = 10.0
 _LIMIT = 5.0  # noise standard deviations
 
 
-def outliers_of(statistics: RunStatistics, shell_v: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Return which volumes stand out by their mean signal or by the spread of their residual, (V,) bool."""
-    return outlying_volumes(np.stack([statistics.mean_before, statistics.residual_std]), shell_v)
+def outliers_of(statistics: RunStatistics, gradients: Gradients) -> NDArray[np.bool_]:
+    """Return which volumes stand out by mean signal, spread of the residual, or correlation, (V,) bool."""
+    nearest_v2 = nearest_in_shell(gradients, 2)
+    # The better of two: a good volume may have a bad neighbour.
+    alike_v = np.max(
+        [_correlations(statistics.before, statistics.before[:, nearest_v2[:, i]]) for i in (0, 1)], axis=0
+    )
+    values_3v = np.stack([statistics.mean_before, statistics.residual_std, alike_v])
+    return outlying_volumes(np.nan_to_num(values_3v), gradients.shell)
 
 
 def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figure:
@@ -37,7 +43,7 @@ def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figu
     """
     order_v = np.argsort(gradients.shell, kind="stable")
     rows = statistics.carpet_rows
-    far_v = outliers_of(statistics, gradients.shell)[order_v]
+    far_v = outliers_of(statistics, gradients)[order_v]
     colours = shell_colours(gradients.shell_bvals)
     with style():
         figure = Figure(figsize=(_WIDTH_IN, 5.0))
@@ -52,7 +58,8 @@ def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figu
         strip.set(ylim=(-1, 2.6), yticks=[], title="Signal of all volumes, by b-value (triangle: stands out)")
         strip.spines[["left", "bottom"]].set_visible(False)
         strip.tick_params(bottom=False)
-        few_entries_legend(strip, len(gradients.shell_bvals))
+        if len(gradients.shell_bvals) <= 8:  # a legend of dozens would hide the chart
+            strip.legend(loc="lower right", bbox_to_anchor=(1, 1.05), fontsize=7.5, ncols=8, borderpad=0)
         shown = None
         for axes, values_nv, name in (
             (before, statistics.before, "before"),

@@ -43,10 +43,10 @@ def residual_statistics(
         ``residual_edge_correlation``: of the residual's magnitude with the gradient magnitude of the
         mean denoised signal of the shell. Good is below 0.02: no anatomy was taken.
         ``residual_std_b0``: as ``residual_std``, for the b=0 volumes, where it is 0 if they were passed through;
-        ``residual_std_b1000`` ...: for each shell, if there are at most 8.
+        ``residual_std_b1000`` ...: for each shell, if there are 2 to 8.
     """
     sums: dict[str, list[float]] = {}
-    by_shell = len(np.unique(gradients.shell[gradients.dwi])) <= _MOST_SHELLS
+    by_shell = 1 < len(np.unique(gradients.shell[gradients.dwi])) <= _MOST_SHELLS
     edges = _shell_edges(denoised_xyzv, gradients)
     for volume in range(gradients.n_volumes):
         residual_xyz = (noisy_xyzv[..., volume] - denoised_xyzv[..., volume]) / sigma_xyz
@@ -103,7 +103,7 @@ def neighbouring_dwi_correlation(dwi_xyzv: Array, mask_xyz: Mask, gradients: Gra
     -------
     dict of str to float
         ``neighbouring_dwi_correlation``, and the same with ``_b1000`` ... for each shell of at least two volumes,
-        if there are at most 8 shells. Empty with fewer than two volumes.
+        if there are 2 to 8 shells. Empty with fewer than two volumes.
     """
     if gradients.dwi.sum() < 2:
         return {}
@@ -114,7 +114,7 @@ def neighbouring_dwi_correlation(dwi_xyzv: Array, mask_xyz: Mask, gradients: Gra
         value_v[v] = _correlation(dwi_xyzv[..., v][mask_xyz], dwi_xyzv[..., nearest[v]][mask_xyz])
     found = {name: float(np.mean(value_v[gradients.dwi]))}
     shells, sizes = np.unique(gradients.shell[gradients.dwi], return_counts=True)
-    if len(shells) <= _MOST_SHELLS:
+    if 1 < len(shells) <= _MOST_SHELLS:
         for shell in shells[sizes > 1]:
             key = f"{name}_{gradients.shell_name(shell)}"
             found[key] = float(np.mean(value_v[gradients.shell == shell]))
@@ -256,12 +256,15 @@ def no_reference_metrics(
 def _count_outliers(
     noisy_xyzv: Array, denoised_xyzv: Array, sigma_xyz: Array, mask_xyz: Mask, gradients: Gradients
 ) -> float:
-    """Count the volumes that stand out of their shell by mean signal or by the spread of the residual."""
-    values_2v = np.empty((2, gradients.n_volumes))
+    """Count the volumes that stand out of their shell: mean signal, spread of the residual, neighbours."""
+    values_3v = np.empty((3, gradients.n_volumes))
+    nearest = nearest_in_shell(gradients, 2)
     for v in range(gradients.n_volumes):
         noisy_n, denoised_n = noisy_xyzv[..., v][mask_xyz], denoised_xyzv[..., v][mask_xyz]
-        values_2v[:, v] = noisy_n.mean(), ((noisy_n - denoised_n) / sigma_xyz[mask_xyz]).std()
-    return float(outlying_volumes(values_2v, gradients.shell).sum())
+        # The better of two: a good volume may have a bad neighbour.
+        alike = max(_correlation(noisy_n, noisy_xyzv[..., other][mask_xyz]) for other in nearest[v])
+        values_3v[:, v] = noisy_n.mean(), ((noisy_n - denoised_n) / sigma_xyz[mask_xyz]).std(), alike
+    return float(outlying_volumes(values_3v, gradients.shell).sum())
 
 
 def _tensor_measures(

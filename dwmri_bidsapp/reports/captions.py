@@ -157,8 +157,8 @@ CAPTIONS: dict[str, Caption] = {
         "Signal and residual",
         "Carpet of the signal",
         "Every column is a volume, sorted by b-value; every row a voxel, from feet to head: its signal minus its mean "
-        "over the shell, in noise standard deviations, before and after. Triangles mark volumes whose mean signal or "
-        "residual is far from those of their shell.",
+        "over the shell, in noise standard deviations, before and after. Triangles mark volumes whose mean signal, "
+        "residual or likeness to their neighbours is far from those of their shell.",
         "fine grain before, less of it after, no column and no band apart from the others.",
         "a bright or dark column (a volume that is brighter, darker or moved), a band within a column (slices with "
         "dropout), a drift from left to right in the b=0 volumes (the scanner warms up).",
@@ -199,6 +199,7 @@ CAPTIONS: dict[str, Caption] = {
     ),
 }
 
+_AFTER_ALL_SHELLS = 10**9
 _PER_SHELL = re.compile(r"(flicker|residual|meanresidual|methods)B(\d+)")
 
 
@@ -213,7 +214,7 @@ def caption_of(figure: str) -> tuple[Caption, str] | None:
 def figure_order(figure: str) -> tuple[int, int, int]:
     """Return a sort key: by section, then b-value, then kind."""
     found = _PER_SHELL.fullmatch(figure)
-    kind, b = (found[1], int(found[2])) if found else (figure, 0)
+    kind, b = (found[1], int(found[2])) if found else (figure, _AFTER_ALL_SHELLS)
     caption = CAPTIONS.get(kind)
     section = SECTIONS.index(caption.section) if caption else len(SECTIONS)
     kinds = list(CAPTIONS)

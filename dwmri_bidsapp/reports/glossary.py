@@ -46,7 +46,8 @@ METRICS: dict[str, Metric] = {
     "outlier_volumes": Metric(
         "Volumes that stand out",
         "",
-        "Number of volumes whose mean signal or residual is far from that of the others of their shell.",
+        "Number of volumes whose mean signal, residual or likeness to their neighbours is far from that of the others "
+        "of their shell.",
         "0",
     ),
     "residual_std": Metric(
@@ -74,8 +75,7 @@ METRICS: dict[str, Metric] = {
         "Residual along anatomy",
         "",
         "Correlation of the residual's size with the edges of the anatomy.",
-        "below 0.02",
-        "lower",
+        "between −0.02 and 0.02",
     ),
     "residual_autocorrelation_x": Metric(
         "Residual whiteness, x",
@@ -266,7 +266,6 @@ class MethodRow:
     description: str
     ideal: str
     values: list[Any]
-    best: int | None
 
 
 def method_rows(acquired_and_methods: list[Mapping[str, Any]]) -> list[MethodRow]:
@@ -282,10 +281,5 @@ def method_rows(acquired_and_methods: list[Mapping[str, Any]]) -> list[MethodRow
         metric = describe(base)
         before = acquired_and_methods[0].get(f"{base}_before")
         values = [before, *(one.get(f"{base}_after", one.get(base)) for one in acquired_and_methods)]
-        known = [
-            (value, place) for place, value in enumerate(values) if place and isinstance(value, int | float)
-        ]
-        choose = {"higher": max, "lower": min}.get(metric.better)
-        best = choose(known)[1] if choose and len(known) > 1 else None
-        rows.append(MethodRow(metric.label, metric.unit, metric.description, metric.ideal, values, best))
+        rows.append(MethodRow(metric.label, metric.unit, metric.description, metric.ideal, values))
     return rows

@@ -26,7 +26,7 @@ function drawSphere(figure) {
   Plotly.newPlot(place, traces, {
     paper_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 }, margin: { l: 0, r: 0, t: 0, b: 0 },
     legend: { x: 0, y: 1 }, scene: { xaxis: axis, yaxis: axis, zaxis: axis, aspectmode: "cube",
-      camera: { eye: { x: 0.9, y: -1.1, z: 0.7 } } },
+      camera: { eye: { x: 0.72, y: -0.88, z: 0.55 } } },
   }, { displaylogo: false, displayModeBar: false, responsive: true }).then(() => { place.dataset.drawn = "yes"; });
 }
 
