@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config
+from .config import BUILT_IN_METHODS, Config
 from .errors import BadDataError, InputOutputError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
 
@@ -44,6 +44,8 @@ class DwiRun:
         Brain mask from a derivatives folder or ``--mask``.
     noise_map
         Noise standard deviation per voxel, likewise.
+    compared
+        The run as it was denoised elsewhere, by the name of the derivatives.
     """
 
     dwi: Path
@@ -53,6 +55,7 @@ class DwiRun:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     mask: Path | None = None
     noise_map: Path | None = None
+    compared: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
@@ -282,7 +285,24 @@ def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:
         metadata=metadata,
         mask=config.mask or _derivative(config, image, "mask", {"desc": ("brain",)}),
         noise_map=config.noise_map or _derivative(config, image, "dwimap", {"param": ("sigma", "noise")}),
+        compared=_denoised_elsewhere(config, image),
     )
+
+
+def _denoised_elsewhere(config: Config, image: _File) -> dict[str, Path]:
+    """Return the run in the derivatives that are to be compared; the log tells where there is none."""
+    found = {}
+    for name in config.compare:
+        if name in BUILT_IN_METHODS:
+            continue
+        series = _derivative(config, image, "dwi", {}, only=name)
+        if series is None:
+            LOGGER.warning(
+                "%s: no such run in --derivatives %s=%s", image.path.name, name, config.derivatives[name]
+            )
+        else:
+            found[name] = series
+    return found
 
 
 def _check_name(config: Config, image: _File, files: Sequence[_File]) -> None:
@@ -320,16 +340,16 @@ def _inherited(image: _File, files: Sequence[_File], extension: str) -> list[Pat
 
 
 def _derivative(
-    config: Config, image: _File, suffix: str, required: Mapping[str, Sequence[str]]
+    config: Config, image: _File, suffix: str, required: Mapping[str, Sequence[str]], only: str = ""
 ) -> Path | None:
-    """Return the one file of the given derivatives that lies on the grid of an image, if any.
+    """Return the one file of the given derivatives (or of one of them) that lies on the grid of an image, if any.
 
     The folder called ``truth`` holds the answers of a simulation: it is never an input.
     """
     names = {PREFIXES.get(entity, entity): label for entity, label in image.entities.items()}
     found: list[tuple[int, Path]] = []
     for name, folder in config.derivatives.items():
-        if name == "truth":
+        if name == "truth" or (only and name != only):
             continue
         for path in sorted((folder / f"sub-{image.entities['subject']}").glob(f"**/dwi/*_{suffix}.nii*")):
             labels = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)

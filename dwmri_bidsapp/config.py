@@ -25,6 +25,8 @@ from .machine import available_cpus, available_memory_mb
 from .options import DenoiseOptions
 
 PACKAGE = "dwmri-bidsapp"
+BUILT_IN_METHODS = ("mppca", "patch2self", "denoiser")
+"""What ``--compare`` can run; any other name is that of derivatives made elsewhere."""
 SECTIONS: dict[str, tuple[str, ...]] = {
     "bids": (
         "bids_dir", "out_dir", "levels", "participant_label", "session_label", "acquisition_label",
@@ -36,7 +38,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "stop_on_first_crash",
     ),
     "run": (
-        "work_dir", "output_layout", "output_dtype", "reports_only", "boilerplate_only", "write_graph",
+        "compare", "work_dir", "output_layout", "output_dtype", "reports_only", "boilerplate_only", "write_graph",
         "dry_run", "clean_workdir", "sloppy", "verbose", "run_uuid",
     ),
 }  # fmt: skip
@@ -90,10 +92,14 @@ class Config:
         Nipype plugin settings (YAML).
     stop_on_first_crash
         Stop everything when one run fails.
+    compare
+        Other methods to run beside: of :data:`BUILT_IN_METHODS`, or names of ``derivatives`` that hold
+        the runs denoised elsewhere.
     work_dir
         Folder for intermediate files, outside ``bids_dir``.
     output_layout, output_dtype
-        What is written: BIDS derivatives, and the data type of the denoised series.
+        What is written: BIDS derivatives, or a raw dataset with the denoised series in place of the acquired
+        ones; and the data type of the denoised series.
     reports_only, boilerplate_only, write_graph, dry_run
         Do less than, or something beside, the whole job.
     clean_workdir
@@ -129,8 +135,9 @@ class Config:
     low_mem: bool = False
     use_plugin: Path | None = None
     stop_on_first_crash: bool = False
+    compare: tuple[str, ...] = ()
     work_dir: Path = Path("work")
-    output_layout: Literal["derivatives"] = "derivatives"
+    output_layout: Literal["derivatives", "raw"] = "derivatives"
     output_dtype: Literal["float32", "float64"] = "float32"
     reports_only: bool = False
     boilerplate_only: bool = False

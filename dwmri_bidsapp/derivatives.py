@@ -78,13 +78,13 @@ def atomic_write(path: Path, text: str) -> Path:
     return path
 
 
-def check_out_dir(out_dir: Path) -> None:
-    """Check that OUT_DIR is new, empty, or of this application.
+def check_out_dir(out_dir: Path, layout: str = "derivatives") -> None:
+    """Check that OUT_DIR is new, empty, or of this application and in this layout.
 
     Raises
     ------
     UsageError
-        When it holds another dataset.
+        When it holds another dataset, or the other layout.
     """
     description = out_dir / "dataset_description.json"
     if not description.is_file():
@@ -98,6 +98,10 @@ def check_out_dir(out_dir: Path) -> None:
         raise UsageError(
             f"{description}: OUT_DIR holds another dataset ({', '.join(names) or 'not a derivative'})",
             "give a folder of its own",
+        )
+    if (content.get("DatasetType") == "raw") != (layout == "raw"):
+        raise UsageError(
+            f"--output-layout {layout}: {out_dir} was written in the other layout", "give a folder of its own"
         )
 
 
@@ -134,6 +138,22 @@ def dataset_description(config: Config) -> dict[str, Any]:
         "SourceDatasets": [source],
         "DatasetLinks": {name: path.as_uri() for name, path in links.items()},
         "HowToAcknowledge": "See logs/CITATION.md",
+    }
+
+
+def dataset_description_of_raw(bids_dir: Path) -> dict[str, Any]:
+    """Return dataset_description.json of a raw dataset with denoised series: that of the source, and who changed it."""
+    raw = _source_description(bids_dir)
+    kept = {key: raw[key] for key in ("License", "Authors", "Acknowledgements", "HowToAcknowledge", "Funding",
+                                      "EthicsApprovals", "ReferencesAndLinks") if key in raw}  # fmt: skip
+    source = {"URL": bids_dir.as_uri()} | ({"DOI": str(raw["DatasetDOI"])} if raw.get("DatasetDOI") else {})
+    return {
+        "Name": f"{raw.get('Name', bids_dir.name)}, with denoised diffusion MRI",
+        "BIDSVersion": str(raw.get("BIDSVersion", BIDS_VERSION)),
+        "DatasetType": "raw",
+        **kept,
+        "GeneratedBy": [{"Name": PACKAGE, "Version": __version__}],
+        "SourceDatasets": [source],
     }
 
 

@@ -37,3 +37,38 @@ _isolate_environment(_HOME)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the temporary HOME."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Real figures of one small run."""
+    import numpy as np
+    from report_helpers import make_arrays
+
+    from dwmri_bidsapp.figures import make_run_figures
+    from dwmri_bidsapp.metrics import fit_tensor
+
+    run = make_arrays()
+    maps = fit_tensor(run.noisy, run.gradients, run.mask)
+    drawn = make_run_figures(
+        run.noisy, run.denoised, run.sigma, run.mask, run.gradients, np.diag([-2.0, 2, 2, 1]),
+        history=[{"step": 10, "heldout_loss": 1.1, "training_loss": 1.2, "learning_rate": 1e-3}],
+        tensors_before=maps, tensors_after=maps, uncertainty_xyz=run.sigma,
+        out_dir=tmp_path_factory.mktemp("figures"), prefix="RUN",
+    )  # fmt: skip
+    return list(drawn.values())
+
+
+@pytest.fixture
+def out_dir(tmp_path: Path, figures: list[Path]) -> Path:
+    """Two participants: one with two runs and figures, one with a session."""
+    from report_helpers import METRICS, write_run
+
+    out = tmp_path / "out put"
+    for label in ("sub-01_run-1", "sub-01_run-2"):
+        write_run(out, label)
+        (out / "sub-01" / "figures").mkdir(exist_ok=True)
+        for figure in figures:
+            shutil.copy(figure, out / "sub-01" / "figures" / figure.name.replace("RUN", label))
+    write_run(out, "sub-02_ses-a", {**METRICS, "fa_mean_before": 0.35, "b0_snr": 11.0})
+    return out

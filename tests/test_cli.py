@@ -143,8 +143,9 @@ def test_bad_arguments_leave_with_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--compare", "mppca", "patch2self"], "--compare"),
-        (["--output-layout", "raw"], "--output-layout raw"),
+        (["--compare", "mppca", "dwidenoise"], "--derivatives dwidenoise=PATH"),
+        (["--compare", "mppca", "mppca"], "one method twice"),
+        (["--compare", "my-own", "-d", "my-own=."], "letters and digits"),
         (["--init", "pretrained"], "--init pretrained"),
         (["--participant-label", "99"], "01, 02, 03"),
         (["--work-dir", "BIDS/work"], "inside BIDS_DIR"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,44 @@ def test_every_edge_joins_declared_fields(tmp_path: Path, labels: list[str], giv
     expanded = generate_expanded_graph(workflow._create_flat_graph())
     names = {node.fullname.split(".")[1] for node in expanded.nodes()}
     assert names == {run_workflow_name(_make_run(tmp_path, label)) for label in labels}
+
+
+@pytest.mark.parametrize("compare", [("mppca",), ("denoiser", "patch2self", "elsewhere")])
+def test_edges_of_other_methods_join_declared_fields(tmp_path: Path, compare: tuple[str, ...]) -> None:
+    series = tmp_path / "sub-01_desc-x_dwi.nii.gz"
+    series.touch()
+    run = replace(_make_run(tmp_path, "sub-01"), compared={"elsewhere": series})
+    config = Config(bids_dir=tmp_path, out_dir=tmp_path / "out", work_dir=tmp_path / "work", nprocs=2,
+                    compare=compare, derivatives={"elsewhere": tmp_path})  # fmt: skip
+    workflow = init_dwmri_wf(config, [run])
+    assert _undeclared_edges(workflow) == []
+    graph = workflow._create_flat_graph()
+    names = {node.name for node in graph.nodes()}
+    assert {f"ds_{method}_dwi" for method in compare} <= names
+    (draw,) = (node for node in graph.nodes() if node.name == "draw_methods")
+    assert draw.inputs.methods == ["denoised", *compare]
+    assert draw.inputs.trained == ["denoised", *(name for name in compare if name == "denoiser")]
+    text = workflow.visit_desc()
+    assert {"mppca": "Marchenko", "denoiser": "DenoiserNet"}[compare[0]] in text
+
+
+def test_a_run_without_a_file_elsewhere_leaves_that_method_out(tmp_path: Path) -> None:
+    config = Config(bids_dir=tmp_path, out_dir=tmp_path / "out", work_dir=tmp_path / "work", nprocs=2,
+                    compare=("elsewhere", "mppca"), derivatives={"elsewhere": tmp_path})  # fmt: skip
+    names = {
+        node.name for node in init_dwmri_wf(config, [_make_run(tmp_path, "sub-01")])._create_flat_graph()
+    }
+    assert "ds_mppca_dwi" in names
+    assert "ds_elsewhere_dwi" not in names
+
+
+def test_the_denoiser_differs_in_network_and_loss_only(tmp_path: Path) -> None:
+    method = DenoiseOptions(max_steps=7, block=4)
+    workflow = _build(tmp_path, ["sub-01"], method=method, compare=("denoiser",))
+    own = workflow.get_node("sub_01_wf.denoise_wf.denoise").inputs
+    other = workflow.get_node("sub_01_wf.compare_denoiser_wf.denoise_wf.denoise").inputs
+    assert DenoiseOptions(**other.options) == replace(method, model="denoiser", loss="l1")
+    assert own.checkpoint_dir != other.checkpoint_dir
 
 
 def test_the_check_of_edges_finds_a_wrong_one(tmp_path: Path) -> None:

@@ -302,7 +302,23 @@ def test_neighbouring_correlation_compares_with_the_nearest_direction() -> None:
     first, second, noise = normal(GRID, 1), normal(GRID, 2), normal((*GRID, 5), 3)
     data = np.stack([first, first, first, second, second], axis=-1) + noise
     expected = 0.5
-    assert neighbouring_dwi_correlation(data, EVERYWHERE, gradients) == pytest.approx(expected, abs=0.05)
+    found = neighbouring_dwi_correlation(data, EVERYWHERE, gradients)
+    assert found["neighbouring_dwi_correlation"] == pytest.approx(expected, abs=0.05)
+
+
+def test_shells_are_measured_one_by_one() -> None:
+    directions = np.tile([[1, 0, 0], [0.99, 0.1, 0]], (2, 1))
+    gradients = Gradients.from_arrays([1000, 1000, 2000, 2000], directions)
+    same, noise = normal(GRID, 1), normal((*GRID, 4), 3)
+    data = np.stack([same, same, 0 * same, 0 * same], axis=-1) + noise
+    found = neighbouring_dwi_correlation(data, EVERYWHERE, gradients)
+    assert found["neighbouring_dwi_correlation_b1000"] == pytest.approx(0.5, abs=0.05)
+    assert found["neighbouring_dwi_correlation_b2000"] == pytest.approx(0.0, abs=0.05)
+    residual = residual_statistics(
+        data, data - noise * [1, 1, 2, 2], np.ones(GRID, np.float32), EVERYWHERE, gradients
+    )
+    assert residual["residual_std_b1000"] == pytest.approx(1, abs=0.05)
+    assert residual["residual_std_b2000"] == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize("blur", [1.0, 1.5])

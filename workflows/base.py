@@ -14,8 +14,10 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from ..bids import DwiRun
-from ..config import Config
+from ..config import BUILT_IN_METHODS, Config
 from ..derivatives import versions
+from ..interfaces import DrawMethods
+from .comparison import TRAINED, init_compare_wf
 from .denoise import init_denoise_wf
 from .outputs import init_derivatives_wf
 from .preparation import init_preparation_wf
@@ -96,25 +98,30 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         given_mask=run.mask is not None,
         given_noise_map=run.noise_map is not None,
     )
+    denoise_settings = {
+        "output_dtype": config.output_dtype,
+        "gpu_ids": config.gpu_ids,
+        "omp_nthreads": config.omp_nthreads,
+        "n_procs": all_procs or config.omp_nthreads,
+        "mem_gb": 1.0 + 4 * size_gb,
+        "work_dir": config.work_dir,
+    }
     denoise_wf = init_denoise_wf(
         method=config.method,
         given_noise_map=run.noise_map is not None,
-        output_dtype=config.output_dtype,
-        gpu_ids=config.gpu_ids,
-        omp_nthreads=config.omp_nthreads,
-        n_procs=all_procs or config.omp_nthreads,
-        mem_gb=1.0 + 4 * size_gb,
-        work_dir=config.work_dir,
         checkpoint_dir=config.work_dir / TOP / name / "checkpoints",
+        **denoise_settings,
     )
-    quality_wf = init_quality_wf(
-        prefix=run.label,
-        sources=sources,
-        versions=versions(),
-        n_procs=all_procs or 1,
-        mem_gb=0.7 + 3 * size_gb,
+    quality_settings = {
+        "versions": versions(),
+        "n_procs": all_procs or 1,
+        "mem_gb": 0.7 + 3 * size_gb,
+    }
+    quality_wf = init_quality_wf(prefix=run.label, sources=sources, **quality_settings)
+    methods = methods_of(run, config)
+    derivatives_wf = init_derivatives_wf(
+        run=run, sources=sources, out_dir=str(config.out_dir), methods=methods
     )
-    derivatives_wf = init_derivatives_wf(run=run, sources=sources, out_dir=str(config.out_dir))
     given = [field for field in ("mask_file", "noise_map") if inputs[field] is not None]
     workflow.connect([
         (inputnode, preparation_wf, [
@@ -135,7 +142,78 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         )),
         (quality_wf, derivatives_wf, _same("metrics_json", "metrics_tsv", "figures", "figure_names")),
     ])  # fmt: skip
+    if methods:
+        compared = [
+            init_compare_wf(
+                method=method,
+                options=config.method,
+                given_file=run.compared.get(method),
+                sources=sources,
+                denoise_settings=denoise_settings,
+                checkpoint_dir=config.work_dir / TOP / name / "checkpoints" / method,
+                name=f"compare_{method}_wf",
+                **quality_settings,
+            )
+            for method in methods
+        ]
+        _connect_comparison(workflow, compared, methods, run.label)
     return workflow
+
+
+def methods_of(run: DwiRun, config: Config) -> list[str]:
+    """Return the other methods that a run is denoised with: those made elsewhere only where there is a file."""
+    return [method for method in config.compare if method in BUILT_IN_METHODS or method in run.compared]
+
+
+def _connect_comparison(
+    workflow: Workflow, compared: Sequence[Workflow], methods: Sequence[str], prefix: str
+) -> None:
+    """Feed the other methods, draw them beside the application's own, and have all of it written."""
+    inputnode, derivatives_wf = workflow.get_node("inputnode"), workflow.get_node("derivatives_wf")
+    preparation_wf, denoise_wf, quality_wf = (
+        workflow.get_node(f"{name}_wf") for name in ("preparation", "denoise", "quality")
+    )
+    n_methods = len(methods)
+    trained = [method for method in methods if method in TRAINED]
+    series = pe.Node(niu.Merge(1 + n_methods), name="series", run_without_submitting=True)
+    tensors = pe.Node(niu.Merge(1 + n_methods), name="tensors", run_without_submitting=True)
+    courses = pe.Node(niu.Merge(1 + len(trained)), name="courses", run_without_submitting=True)
+    draw = pe.Node(
+        DrawMethods(methods=["denoised", *methods], trained=["denoised", *trained], prefix=prefix),
+        name="draw_methods",
+        mem_gb=1.0,
+    )
+    workflow.connect([
+        (inputnode, draw, [("dwi_file", "dwi_file")]),
+        (preparation_wf, draw, [("outputnode.gradients_file", "gradients_file"),
+                                ("outputnode.mask_file", "mask_file")]),
+        (denoise_wf, draw, [("outputnode.sigma_file", "sigma_file")]),
+        (denoise_wf, series, [("outputnode.denoised_file", "in1")]),
+        (denoise_wf, courses, [("outputnode.timeseries_file", "in1")]),
+        (quality_wf, tensors, [("outputnode.tensors_after", "in1")]),
+        (quality_wf, draw, [("outputnode.tensors_before", "tensors_before")]),
+        (series, draw, [("out", "series")]),
+        (tensors, draw, [("out", "tensors_after")]),
+        (courses, draw, [("out", "timeseries")]),
+        (draw, derivatives_wf, [("out_files", "inputnode.methods_figures"),
+                                ("names", "inputnode.methods_figure_names")]),
+    ])  # fmt: skip
+    for number, (method, compare_wf) in enumerate(zip(methods, compared, strict=True), start=2):
+        fields = ["denoised_file", "metrics_json", "metrics_tsv"]
+        fields += ["timeseries_file"] if method in TRAINED else []
+        workflow.connect([
+            (inputnode, compare_wf, [("dwi_file", "inputnode.dwi_file")]),
+            (preparation_wf, compare_wf, _same("gradients_file", "mask_file", "preparation_file")),
+            (denoise_wf, compare_wf, [("outputnode.sigma_file", "inputnode.sigma_file")]),
+            (compare_wf, series, [("outputnode.denoised_file", f"in{number}")]),
+            (compare_wf, tensors, [("outputnode.tensors_after", f"in{number}")]),
+            (compare_wf, derivatives_wf, [
+                (f"outputnode.{field}", f"inputnode.{method}_{field}") for field in fields
+            ]),
+        ])  # fmt: skip
+        if method in TRAINED:
+            place = f"in{2 + trained.index(method)}"
+            workflow.connect(compare_wf, "outputnode.timeseries_file", courses, place)
 
 
 def run_workflow_name(run: DwiRun) -> str:
@@ -160,6 +238,7 @@ def _sources(run: DwiRun, config: Config) -> dict[str, str]:
     """Return the BIDS URIs of the files of a run, by what they are."""
     roots = {"raw": config.bids_dir, **config.derivatives}
     files = {"dwi": run.dwi, "bval": run.bval, "bvec": run.bvec, "mask": run.mask, "noise_map": run.noise_map}
+    files |= {f"compared_{name}": path for name, path in run.compared.items()}
     return {name: _bids_uri(path, roots) for name, path in files.items() if path is not None}
 
 

@@ -168,7 +168,7 @@ def _error_from_text(message: str, hint: str) -> DwmriError:
 
 def _unreadable(run: DwiRun) -> DwmriError | None:
     """Return an error for a file that may not be read: Nipype would stop all runs for it."""
-    for path in (run.dwi, run.bval, run.bvec, run.mask, run.noise_map):
+    for path in (run.dwi, run.bval, run.bvec, run.mask, run.noise_map, *run.compared.values()):
         if path is None:
             continue
         try:

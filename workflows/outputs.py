@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nipype.interfaces import utility as niu
@@ -10,6 +11,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from ..bids import DwiRun
 from ..interfaces import DerivativesDataSink, WriteReport
+from .comparison import TRAINED
 
 TIMESERIES_COLUMNS: dict[str, dict[str, str]] = {
     "step": {"Description": "Number of optimiser steps done"},
@@ -28,6 +30,7 @@ def init_derivatives_wf(
     run: DwiRun,
     sources: dict[str, str],
     out_dir: str,
+    methods: Sequence[str] = (),
     name: str = "derivatives_wf",
 ) -> Workflow:
     """Set up a sink for each derivative of a run, and the report that follows them.
@@ -40,6 +43,8 @@ def init_derivatives_wf(
         BIDS URIs of the files used, by what they are.
     out_dir
         Root of the derivatives.
+    methods
+        Other methods that the run is denoised with.
     name
         Unique name of this workflow.
 
@@ -53,6 +58,10 @@ def init_derivatives_wf(
         Tables, and everything known about the run.
     figures, figure_names
         Pictures, and what each shows.
+    <method>_denoised_file, <method>_metrics_tsv, <method>_metrics_json, <method>_timeseries_file
+        The same of each other method (a course of the training where there was one).
+    methods_figures, methods_figure_names
+        Pictures of all methods side by side.
 
     Outputs
     -------
@@ -60,25 +69,26 @@ def init_derivatives_wf(
         The participant's report.
     """
     workflow = Workflow(name=name)
-    sinks = {"denoised_file": "dwi", "sigma_file": "sigma", "uncertainty_file": "uncertainty",
-             "mask_file": "mask", "bval_file": "bval", "bvec_file": "bvec", "timeseries_file": "timeseries",
-             "metrics_tsv": "metrics_tsv", "metrics_json": "metrics_json", "figures": "figures"}  # fmt: skip
-    inputnode = pe.Node(niu.IdentityInterface(fields=[*sinks, "figure_names"]), name="inputnode")
+    # By sink: the field of the input node, and names and metadata.
+    sinks = _own_sinks(run, sources) | _sinks_of_methods(run, sources, methods)
+    fields = dict.fromkeys(field for field, _ in sinks.values())
+    drawn = ("figures", "methods_figures") if methods else ("figures",)
+    names = {"figures": "figure_names", "methods_figures": "methods_figure_names"}
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=[*fields, *(names[field] for field in drawn)]), name="inputnode"
+    )
     outputnode = pe.Node(niu.IdentityInterface(fields=["report"]), name="outputnode")
     written = pe.Node(niu.Merge(len(sinks)), name="written", run_without_submitting=True, mem_gb=0.1)
     report = pe.Node(WriteReport(out_dir=out_dir, subject=run.subject), name="report", mem_gb=0.5)
 
-    for number, (field, sink) in enumerate(sinks.items(), start=1):
-        node = _sink(f"ds_{sink}", run=run, out_dir=out_dir, **_names_and_metadata(sources)[sink])
-        if sink == "dwi":
-            # The metadata of the input go with the image, and with nothing else.
-            node.inputs.meta_dict = {**run.metadata, **node.inputs.meta_dict}
+    for number, (sink, (field, settings)) in enumerate(sinks.items(), start=1):
+        node = _sink(f"ds_{sink}", run=run, out_dir=out_dir, **settings)
         workflow.connect([
             (inputnode, node, [(field, "in_file")]),
             (node, written, [("out_file", f"in{number}")]),
         ])  # fmt: skip
     workflow.connect([
-        (inputnode, workflow.get_node("ds_figures"), [("figure_names", "desc")]),
+        *((inputnode, workflow.get_node(f"ds_{field}"), [(names[field], "desc")]) for field in drawn),
         (written, report, [("out", "in_files")]),
         (report, outputnode, [("out_file", "report")]),
     ])  # fmt: skip
@@ -92,17 +102,60 @@ def _sink(
     if meta_dict:
         sink.inputs.meta_dict = meta_dict
     # Small files do not deserve a process of their own; to compress a series takes a while.
-    return pe.Node(sink, name=name, run_without_submitting=name != "ds_dwi", mem_gb=0.3)
+    return pe.Node(sink, name=name, run_without_submitting=not name.endswith("dwi"), mem_gb=0.3)
 
 
-def _names_and_metadata(sources: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Return BIDS entities and sidecar of each sink (no sidecar where the file has none)."""
+def _own_sinks(run: DwiRun, sources: dict[str, str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the input field, BIDS entities and sidecar of each sink (no sidecar where the file has none)."""
+    fields = {"dwi": "denoised_file", "sigma": "sigma_file", "uncertainty": "uncertainty_file", "mask": "mask_file",
+              "bval": "bval_file", "bvec": "bvec_file", "timeseries": "timeseries_file"}  # fmt: skip
+    return {
+        sink: (fields.get(sink, sink), settings)
+        for sink, settings in _names_and_metadata(run, sources).items()
+    }
+
+
+def _sinks_of_methods(
+    run: DwiRun, sources: dict[str, str], methods: Sequence[str]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the same for the other methods, whose files stand beside and differ in ``desc``."""
+    if not methods:
+        return {}
+    sinks: dict[str, tuple[str, dict[str, Any]]] = {
+        "methods_figures": ("methods_figures", {"datatype": "figures", "suffix": "dwi"})
+    }
+    for method in methods:
+        made_of = [sources.get(f"compared_{method}", sources["dwi"])]
+        dwi = {
+            "desc": method, "suffix": "dwi", "compress": True,
+            "meta_dict": {
+                **run.metadata, "Sources": made_of, "SpatialReference": sources["dwi"], "SkullStripped": False,
+                "Description": f"Denoised by {method}, for comparison",
+            },
+        }  # fmt: skip
+        sinks |= {
+            f"{method}_dwi": (f"{method}_denoised_file", dwi),
+            f"{method}_bval": ("bval_file", {"desc": method, "suffix": "dwi", "extension": ".bval"}),
+            f"{method}_bvec": ("bvec_file", {"desc": method, "suffix": "dwi", "extension": ".bvec"}),
+        }
+        for table in ("metrics_tsv", "metrics_json"):
+            sinks[f"{method}_{table}"] = (f"{method}_{table}", {"desc": method, "suffix": "metrics"})
+        if method in TRAINED:
+            course = {"desc": method, "suffix": "timeseries", "meta_dict": TIMESERIES_COLUMNS}
+            sinks[f"{method}_timeseries"] = (f"{method}_timeseries_file", course)
+    return sinks
+
+
+def _names_and_metadata(run: DwiRun, sources: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return BIDS entities and sidecar of each of the own sinks."""
     used = [sources[key] for key in ("dwi", "bval", "bvec", "mask", "noise_map") if key in sources]
     noise = {"model": "noise", "suffix": "dwimap", "compress": True}
     return {
         "dwi": {
             "desc": "denoised", "suffix": "dwi", "compress": True,
             "meta_dict": {
+                # The metadata of the input go with the image, and with nothing else.
+                **run.metadata,
                 "Sources": used,
                 "SpatialReference": sources["dwi"],
                 "SkullStripped": False,

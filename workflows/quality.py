@@ -52,6 +52,8 @@ def init_quality_wf(
         Everything known about the run, and the measures in one row.
     figures, figure_names
         Pictures, and what each shows.
+    tensors_before, tensors_after
+        Tensor maps (npz).
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = (
@@ -66,7 +68,16 @@ def init_quality_wf(
         name="inputnode",
     )
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=["metrics_json", "metrics_tsv", "figures", "figure_names"]),
+        niu.IdentityInterface(
+            fields=[
+                "metrics_json",
+                "metrics_tsv",
+                "figures",
+                "figure_names",
+                "tensors_before",
+                "tensors_after",
+            ]
+        ),
         name="outputnode",
     )
     measure = pe.Node(MeasureQuality(), name="measure", n_procs=n_procs, mem_gb=mem_gb)
@@ -80,6 +91,8 @@ def init_quality_wf(
         (measure, collect, [("metrics_file", "metrics_file")]),
         (measure, draw, [("tensors_before", "tensors_before"),
                          ("tensors_after", "tensors_after")]),
+        (measure, outputnode, [("tensors_before", "tensors_before"),
+                               ("tensors_after", "tensors_after")]),
         (collect, outputnode, [("json_file", "metrics_json"),
                                ("tsv_file", "metrics_tsv")]),
         (draw, outputnode, [("out_files", "figures"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import sys
@@ -20,6 +21,7 @@ from ..derivatives import (
 )
 from ..errors import BadDataError, DwmriError, RunFailed
 from ..machine import PeakMemory, resolve_device, set_environment
+from ..raw_layout import DERIVATIVES, write_raw_dataset
 from .logs import logging_to
 
 LOGGER = logging.getLogger(__name__)
@@ -62,7 +64,10 @@ def run_levels(config: Config) -> int:
         When nothing can be done.
     """
     check_paths(config)
-    check_out_dir(config.out_dir)
+    check_out_dir(config.out_dir, config.output_layout)
+    root = config.out_dir
+    if config.output_layout == "raw":
+        config = dataclasses.replace(config, out_dir=root / DERIVATIVES)
     if config.dry_run:
         from .dry_run import dry_run
 
@@ -80,7 +85,10 @@ def run_levels(config: Config) -> int:
             _write_methods(config, runs, problems, summary)
             return _end(config, summary)
         if denoising:
-            _denoise(config, runs, problems, subjects, summary)
+            done = _denoise(config, runs, problems, subjects, summary)
+            if config.output_layout == "raw" and done:
+                write_raw_dataset(config.bids_dir, root, done)
+                summary.said.append(f"raw dataset: {root}")
         elif "participant" in config.levels:
             _write_reports_again(config, summary)
         if "group" in config.levels:
@@ -101,8 +109,9 @@ def _denoise(
     problems: Sequence[UnusableImage],
     subjects: Sequence[str],
     summary: Summary,
-) -> None:
-    """Denoise all runs, and write everything that is not of one run alone."""
+) -> list[DwiRun]:
+    """Denoise all runs, write everything that is not of one run alone, and return the runs that were denoised."""
+    done: list[DwiRun] = []
     start, memory = time.time(), PeakMemory()
     write_root_files(config)
     for subject in subjects:
@@ -120,6 +129,7 @@ def _denoise(
         for outcome in outcomes:
             if outcome.error is None:
                 summary.n_done += 1
+                done.append(outcome.run)
                 if config.clean_workdir:
                     _remove_intermediate_files(config, outcome.run)
             else:
@@ -130,6 +140,7 @@ def _denoise(
         report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
         plural = "run" if summary.n_done == 1 else "runs"
         summary.said.append(f"{summary.n_done} {plural} denoised, see {config.out_dir / report}")
+    return done
 
 
 def _remove_intermediate_files(config: Config, run: DwiRun) -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, read_toml
+from ..config import BUILT_IN_METHODS, Config, read_toml
 from ..errors import UsageError
 from ..machine import available_cpus
 from ..options import DenoiseOptions
@@ -75,16 +75,12 @@ def _derivatives(texts: list[str]) -> dict[str, Path]:
 
 def _reject_later(values: dict[str, Any]) -> None:
     """Raise UsageError for what a later version will bring, so that nothing is silently left out."""
-    not_yet = "it is not in this version"
-    if values.pop("compare", None):
-        raise UsageError("--compare does not work yet", not_yet)
-    if values.get("output_layout") == "raw":
-        raise UsageError("--output-layout raw does not work yet", f"{not_yet}; use derivatives")
     if values.get("init") == "pretrained":
         raise UsageError("--init pretrained: no weights are shipped yet", "use --init random, or a file")
 
 
 def _check(config: Config) -> None:
+    _check_compared(config)
     init = config.method.init
     if init != "random" and not Path(init).is_file():
         raise UsageError(f"--init {init}: no such file", "use random, or the path of a weights file")
@@ -98,3 +94,18 @@ def _check(config: Config) -> None:
         raise UsageError(f"{options} cannot be used together")
     if lesser and "participant" not in config.levels:
         raise UsageError(f"--{lesser[0].replace('_', '-')} needs the participant level")
+
+
+def _check_compared(config: Config) -> None:
+    for name in config.compare:
+        if name not in BUILT_IN_METHODS and name not in config.derivatives:
+            raise UsageError(
+                f"--compare {name}: no such method",
+                f"there are {', '.join(BUILT_IN_METHODS)}, and derivatives made elsewhere: add "
+                f"--derivatives {name}=PATH",
+            )
+        # It becomes the desc entity of the files.
+        if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in ("denoised", "brain", "training", "truth"):
+            raise UsageError(f"--compare {name}: not a name for files", "use letters and digits, as in mppca")
+    if len(set(config.compare)) < len(config.compare):
+        raise UsageError(f"--compare {' '.join(config.compare)}: one method twice")

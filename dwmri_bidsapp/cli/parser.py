@@ -169,7 +169,9 @@ def _add_method_options(group: _Group) -> None:
     group.add("--learning-rate", type=float, metavar="RATE", help="highest learning rate")
     group.add("--schedule", choices=("one-cycle", "plateau"), help="course of the learning rate")
     group.switch("--mixed-precision", help="16-bit arithmetic where the device gains by it")
-    group.add("--compare", nargs="+", metavar="METHOD", help="other methods to run beside")
+    group.add("--compare", nargs="+", metavar="METHOD",
+              help="other methods beside: mppca, patch2self, denoiser, or NAMEs of --derivatives that hold "
+                   "the runs denoised elsewhere")  # fmt: skip
     group.switch("--b0-denoising", help="denoise b=0 volumes too")
     group.add("--bias-correction", choices=("none", "rician"), help="remove the noise floor")
     group.switch("--blend", help="give each voxel back the share of its measurement that helps")

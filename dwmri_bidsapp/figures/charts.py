@@ -81,7 +81,7 @@ def _draw_hemisphere(axes: Any, gradients: Any, affine: NDArray, colours: list[A
 
 
 def signal_chart(statistics: RunStatistics, gradients: Any) -> Figure:
-    """Draw the mean signal of each volume before and after, and by how much it changed."""
+    """Draw the mean signal of each volume before and after, by how much it changed, and the change by shell."""
     volume = np.arange(len(statistics.mean_before))
     change = 100 * (
         statistics.mean_after / np.where(statistics.mean_before == 0, np.nan, statistics.mean_before) - 1
@@ -89,7 +89,9 @@ def signal_chart(statistics: RunStatistics, gradients: Any) -> Figure:
     colours = shell_colours(gradients.shell_bvals)
     with style():
         figure = Figure(figsize=(_WIDTH_IN, 4.0))
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1.2))
+        grid = figure.add_gridspec(2, 2, height_ratios=(2, 1.2), width_ratios=(3.2, 1))
+        top = figure.add_subplot(grid[0, 0])
+        bottom = figure.add_subplot(grid[1, 0], sharex=top)
         top.plot(volume, statistics.mean_before, "o", ms=6, mfc="none", color=BEFORE, label="before")
         top.plot(volume, statistics.mean_after, ".", ms=6, color=AFTER, label="after")
         top.set(ylabel="mean signal", title="Mean signal in the brain")
@@ -104,8 +106,32 @@ def signal_chart(statistics: RunStatistics, gradients: Any) -> Figure:
         for axes in (top, bottom):
             axes.grid(axis="y")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_shell_changes(figure.add_subplot(grid[:, 1]), statistics, gradients)
         figure.tight_layout()
     return figure
+
+
+def _draw_shell_changes(axes: Any, statistics: RunStatistics, gradients: Any) -> None:
+    """Draw the change of the mean of each shell, that is the bias, in per cent."""
+    colours = shell_colours(gradients.shell_bvals)
+    present = np.unique(gradients.shell)
+    changes = []
+    for place, shell in enumerate(present):
+        here = gradients.shell == shell
+        before, after = (float(np.nanmean(m[here])) for m in (statistics.mean_before, statistics.mean_after))
+        changes.append(100 * (after / before - 1) if before else 0.0)
+        axes.plot([0, changes[-1]], [place, place], lw=5, solid_capstyle="butt", color=colours[shell])
+        if len(present) <= _MOST_LEGEND_ENTRIES:
+            axes.annotate(f"{before:.4g} → {after:.4g}", (0, place), xytext=(0, 7), textcoords="offset points",
+                          ha="center", fontsize=7.5)  # fmt: skip
+    axes.axvline(0, color=INK, lw=0.8)
+    limit = max(2.0, 1.3 * float(np.abs(changes).max()))
+    axes.set(
+        xlim=(-limit, limit), ylim=(len(present) - 0.4, -0.7), xlabel="change (%)", title="Mean of each shell"
+    )
+    axes.set_yticks(range(len(present)), [f"b={gradients.shell_bvals[shell]:.0f}" for shell in present])
+    axes.yaxis.set_major_locator(axes.yaxis.get_major_locator() if len(present) <= 20 else MaxNLocator(8))
+    axes.grid(axis="x")
 
 
 def carpet_chart(statistics: RunStatistics, gradients: Any, limit: float = 3.0) -> Figure:

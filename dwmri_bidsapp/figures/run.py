@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputOutputError
-from . import charts, pictures, svg
+from . import charts, pictures, svg, volumes
 from .frames import colour_fa, fsl_to_world
 from .slices import SlicePlan, plan_slices
 from .statistics import (
@@ -95,7 +95,7 @@ def make_run_figures(
     drawn |= dict(_map_figures(sigma_xyz, uncertainty_xyz, mask_xyz, plan))
     if tensors_before is not None and tensors_after is not None:
         drawn |= dict(_tensor_figures(tensors_before, tensors_after, affine, plan))
-    return {name: _write(text, Path(out_dir), prefix, name) for name, text in drawn.items()}
+    return {name: write_figure(text, Path(out_dir), prefix, name) for name, text in drawn.items()}
 
 
 def _chart_figures(
@@ -104,6 +104,11 @@ def _chart_figures(
     figures = {
         "gradients": (charts.gradient_chart(gradients, affine), "Gradient directions and b-values"),
         "signal": (charts.signal_chart(statistics, gradients), "Mean signal before and after"),
+        "dwicarpet": (volumes.signal_carpet_chart(statistics, gradients), "Signal of all volumes"),
+        "neighbours": (
+            volumes.neighbours_chart(statistics, gradients),
+            "Correlation of each volume with its neighbour, and of its residual with anatomy",
+        ),
         "carpet": (charts.carpet_chart(statistics, gradients), "Residual of each volume"),
         "distribution": (charts.distribution_chart(statistics, gradients), "Distribution of the residual"),
         "training": (charts.training_chart(history), "Loss during training"),
@@ -168,7 +173,14 @@ def _tensor_figures(
     yield "md", svg.flicker(*pair, "md", "Mean diffusivity before and after denoising")
 
 
-def _write(text: str, out_dir: Path, prefix: str, name: str) -> Path:
+def write_figure(text: str, out_dir: Path, prefix: str, name: str) -> Path:
+    """Write a figure under its BIDS name.
+
+    Raises
+    ------
+    InputOutputError
+        It could not be written.
+    """
     path = out_dir / f"{prefix}_desc-{name}_dwi.svg"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 RESIDUAL_EDGES = np.linspace(-5, 5, 81)
 """Bins of the residual's histogram, in noise standard deviations."""
 
-_N_SAMPLES = 600
+_N_SAMPLES = 20_000
+_N_CARPET = 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,10 @@ class RunStatistics:
         Of (before - after) / σ in the brain.
     residual_counts : (V, B) int
         Its histogram over :data:`RESIDUAL_EDGES`.
+    before, after : (n, V) float32
+        Signal / σ of voxels sampled evenly, from the lowest slice to the highest.
     carpet : (n, V) float32
-        (before - after) / σ of voxels sampled evenly, from the lowest slice to the highest.
+        (before - after) / σ of some of these.
     mean_residual : dict of int to (X, Y, Z) float32
         Sum of (before - after) / σ over the volumes of a shell, divided by √n: noise keeps a spread of 1.
     """
@@ -41,8 +44,21 @@ class RunStatistics:
     residual_mean: NDArray[np.float64]
     residual_std: NDArray[np.float64]
     residual_counts: NDArray[np.int64]
-    carpet: NDArray[np.float32]
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
     mean_residual: dict[int, NDArray[np.float32]]
+
+    @property
+    def carpet(self) -> NDArray[np.float32]:
+        """See above."""
+        rows = self.carpet_rows
+        return self.before[rows] - self.after[rows]
+
+    @property
+    def carpet_rows(self) -> NDArray[np.int64]:
+        """As many of the sampled voxels as a carpet can show."""
+        n = len(self.before)
+        return np.unique(np.linspace(0, n - 1, min(n, _N_CARPET)).round().astype(np.int64))
 
 
 def run_statistics(
@@ -75,7 +91,7 @@ def run_statistics(
     sigma_n = safe_sigma(sigma_xyz)[mask_xyz]
     rows = _sample_rows(mask_xyz, up_axis)
     numbers = np.full((4, n_volumes), np.nan)
-    carpet = np.full((len(rows), n_volumes), np.nan, dtype=np.float32)
+    samples = np.full((2, len(rows), n_volumes), np.nan, dtype=np.float32)
     counts = np.zeros((n_volumes, len(RESIDUAL_EDGES) - 1), dtype=np.int64)
     sums = {shell: np.zeros(sigma_n.shape, dtype=np.float32) for shell in shells}
     for v in range(n_volumes):
@@ -85,13 +101,13 @@ def run_statistics(
         if np.isfinite(residual_n).any():
             numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
         counts[v] = np.histogram(residual_n[np.isfinite(residual_n)], RESIDUAL_EDGES)[0]
-        carpet[:, v] = residual_n[rows]
+        samples[:, :, v] = before_n[rows] / sigma_n[rows], after_n[rows] / sigma_n[rows]
         if shell_v[v] in sums:
             sums[int(shell_v[v])] += residual_n
     means = {
         shell: _unmask(total / np.sqrt((shell_v == shell).sum()), mask_xyz) for shell, total in sums.items()
     }
-    return RunStatistics(numbers[0], numbers[1], numbers[2], numbers[3], counts, carpet, means)
+    return RunStatistics(*numbers, counts, samples[0], samples[1], means)
 
 
 def read_volume(series_xyzv: Any, v: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bids import DerivativesDataSink
+from .comparison import DrawMethods, RunBaseline, TakeSeries
 from .denoising import DenoiseRun
 from .preparation import PrepareRun
 from .quality import CollectMetrics, MeasureQuality
@@ -13,7 +14,10 @@ __all__ = [
     "DenoiseRun",
     "DerivativesDataSink",
     "DrawFigures",
+    "DrawMethods",
     "MeasureQuality",
     "PrepareRun",
+    "RunBaseline",
+    "TakeSeries",
     "WriteReport",
 ]

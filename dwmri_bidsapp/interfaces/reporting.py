@@ -66,8 +66,8 @@ class DrawFigures(RunInterface):
             read_gradients(Path(inputs.gradients_file)),
             noisy.affine,
             history=read_tsv(Path(inputs.timeseries_file)),
-            tensors_before=_read_tensors(inputs.tensors_before),
-            tensors_after=_read_tensors(inputs.tensors_after),
+            tensors_before=read_tensors(inputs.tensors_before),
+            tensors_after=read_tensors(inputs.tensors_after),
             uncertainty_xyz=uncertainty_xyz,
             out_dir=folder,
             prefix=inputs.prefix,
@@ -99,6 +99,7 @@ class WriteReport(RunInterface):
         return {"out_file": str(write_subject_report(Path(self.inputs.out_dir), self.inputs.subject))}
 
 
-def _read_tensors(path: str) -> TensorMaps:
+def read_tensors(path: str) -> TensorMaps:
+    """Read tensor maps that the quality node wrote."""
     with np.load(path) as maps:
         return TensorMaps(**maps)

@@ -15,11 +15,13 @@ from scipy import ndimage
 
 from ..errors import BadDataError
 from ..gradients import Gradients, nearest_in_shell
+from ..outlying import outlying_volumes
 from .tensor import dti_kfold_error, fit_tensor
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+_MOST_SHELLS = 8  # a Cartesian grid in q-space has dozens: a table of them would help nobody
 _STRONGEST_EDGES = 0.05
 _PROFILE_VOXELS = 3
 
@@ -40,9 +42,11 @@ def residual_statistics(
         residual).
         ``residual_edge_correlation``: of the residual's magnitude with the gradient magnitude of the
         mean denoised signal of the shell. Good is below 0.02: no anatomy was taken.
-        ``residual_std_b0``: as ``residual_std``, for the b=0 volumes, where it is 0 if they were passed through.
+        ``residual_std_b0``: as ``residual_std``, for the b=0 volumes, where it is 0 if they were passed through;
+        ``residual_std_b1000`` ...: for each shell, if there are 2 to 8.
     """
     sums: dict[str, list[float]] = {}
+    by_shell = 1 < len(np.unique(gradients.shell[gradients.dwi])) <= _MOST_SHELLS
     edges = _shell_edges(denoised_xyzv, gradients)
     for volume in range(gradients.n_volumes):
         residual_xyz = (noisy_xyzv[..., volume] - denoised_xyzv[..., volume]) / sigma_xyz
@@ -51,6 +55,9 @@ def residual_statistics(
             sums.setdefault("residual_std_b0", []).append(float(inside_n.var()))
             continue
         sums.setdefault("residual_std", []).append(float(inside_n.var()))
+        if by_shell:
+            name = f"residual_std_{gradients.shell_name(gradients.shell[volume])}"
+            sums.setdefault(name, []).append(float(inside_n.var()))
         sums.setdefault("residual_mean", []).append(float(inside_n.mean()))
         for axis, name in enumerate("xyz"):
             correlation = _lag_one_correlation(residual_xyz, mask_xyz, axis)
@@ -87,19 +94,31 @@ def repeat_spread(dwi_xyzv: Array, mask_xyz: Mask, gradients: Gradients) -> floa
     return float(np.median(repeats_nv.std(axis=1, ddof=1)[visible] / mean_n[visible]))
 
 
-def neighbouring_dwi_correlation(dwi_xyzv: Array, mask_xyz: Mask, gradients: Gradients) -> float:
+def neighbouring_dwi_correlation(dwi_xyzv: Array, mask_xyz: Mask, gradients: Gradients) -> dict[str, float]:
     """Mean correlation of each diffusion-weighted volume with the nearest one of its shell (Yeh 2019).
 
     doi:10.1016/j.neuroimage.2019.116131. Good: higher than before, below 1; blurring also raises it.
+
+    Returns
+    -------
+    dict of str to float
+        ``neighbouring_dwi_correlation``, and the same with ``_b1000`` ... for each shell of at least two volumes,
+        if there are 2 to 8 shells. Empty with fewer than two volumes.
     """
     if gradients.dwi.sum() < 2:
-        return float("nan")
+        return {}
+    name = "neighbouring_dwi_correlation"
     nearest = nearest_in_shell(gradients, 1)[:, 0]
-    values = [
-        _correlation(dwi_xyzv[..., v][mask_xyz], dwi_xyzv[..., nearest[v]][mask_xyz])
-        for v in np.flatnonzero(gradients.dwi)
-    ]
-    return float(np.mean(values))
+    value_v = np.full(gradients.n_volumes, np.nan)
+    for v in np.flatnonzero(gradients.dwi):
+        value_v[v] = _correlation(dwi_xyzv[..., v][mask_xyz], dwi_xyzv[..., nearest[v]][mask_xyz])
+    found = {name: float(np.mean(value_v[gradients.dwi]))}
+    shells, sizes = np.unique(gradients.shell[gradients.dwi], return_counts=True)
+    if 1 < len(shells) <= _MOST_SHELLS:
+        for shell in shells[sizes > 1]:
+            key = f"{name}_{gradients.shell_name(shell)}"
+            found[key] = float(np.mean(value_v[gradients.shell == shell]))
+    return found
 
 
 def edge_width(volume_xyz: Array, guide_xyz: Array, mask_xyz: Mask) -> float:
@@ -205,8 +224,8 @@ def no_reference_metrics(
     Returns
     -------
     dict of str to float
-        Besides the names of :func:`residual_statistics`: ``sigma_mean``, ``b0_snr`` (mean noisy b=0 signal /
-        mean sigma, in the mask), ``mean_signal_b1000_before`` ..., ``b0_repeat_spread_``,
+        Besides the names of :func:`residual_statistics`: ``sigma_mean``, ``outlier_volumes`` (how many), ``b0_snr``
+        (mean noisy b=0 signal / mean sigma, in the mask), ``mean_signal_b1000_before`` ..., ``b0_repeat_spread_``,
         ``neighbouring_dwi_correlation_``, ``edge_width_`` (voxels), ``dti_kfold_error_`` (sigma), ``fa_mean_`` and
         ``md_mean_`` (mm²/s), each before and after, and ``edge_slope``.
 
@@ -224,13 +243,28 @@ def no_reference_metrics(
         means = shell_means(data_xyzv, mask_xyz, gradients)
         values = {f"mean_signal_{name}": mean for name, mean in means.items()}
         values["b0_repeat_spread"] = repeat_spread(data_xyzv, mask_xyz, gradients)
-        values["neighbouring_dwi_correlation"] = neighbouring_dwi_correlation(data_xyzv, mask_xyz, gradients)
+        values |= neighbouring_dwi_correlation(data_xyzv, mask_xyz, gradients)
         values["edge_width"] = _largest_shell_edge_width(data_xyzv, noisy_xyzv, mask_xyz, gradients)
         values |= _tensor_measures(data_xyzv, noisy_xyzv, safe_sigma_xyz, mask_xyz, gradients)
         found |= {f"{name}_{when}": value for name, value in values.items()}
+    found["outlier_volumes"] = _count_outliers(noisy_xyzv, denoised_xyzv, safe_sigma_xyz, mask_xyz, gradients)
     if "mean_signal_b0_before" in found:
         found["b0_snr"] = found["mean_signal_b0_before"] / found["sigma_mean"]
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _count_outliers(
+    noisy_xyzv: Array, denoised_xyzv: Array, sigma_xyz: Array, mask_xyz: Mask, gradients: Gradients
+) -> float:
+    """Count the volumes that stand out of their shell: mean signal, spread of the residual, neighbours."""
+    values_3v = np.empty((3, gradients.n_volumes))
+    nearest = nearest_in_shell(gradients, 2)
+    for v in range(gradients.n_volumes):
+        noisy_n, denoised_n = noisy_xyzv[..., v][mask_xyz], denoised_xyzv[..., v][mask_xyz]
+        # The better of two: a good volume may have a bad neighbour.
+        alike = max(_correlation(noisy_n, noisy_xyzv[..., other][mask_xyz]) for other in nearest[v])
+        values_3v[:, v] = noisy_n.mean(), ((noisy_n - denoised_n) / sigma_xyz[mask_xyz]).std(), alike
+    return float(outlying_volumes(values_3v, gradients.shell).sum())
 
 
 def _tensor_measures(

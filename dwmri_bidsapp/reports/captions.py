@@ -38,6 +38,7 @@ class Caption:
 SECTIONS = (
     "Acquisition",
     "Before, after, residual",
+    "Methods side by side",
     "Diffusion tensor",
     "Noise",
     "Signal and residual",
@@ -82,6 +83,32 @@ CAPTIONS: dict[str, Caption] = {
         "rician fluid is bright at high b-values: that is the noise floor, taken away.",
         picture=True,
     ),
+    "methods": Caption(
+        "Methods side by side",
+        "All methods, b={b}",
+        "The same slice by every method: one volume, what was taken away from it, and the mean residual of the shell "
+        "times √n, both in noise standard deviations of one noise map.",
+        "an image without grain and with sharp borders over two rows of structureless noise.",
+        "outlines of anatomy in the residuals (signal was taken away), a grainy image over a flat grey residual "
+        "(little was denoised), or a smooth image over bright borders (it was blurred).",
+        picture=True,
+    ),
+    "methodsTensor": Caption(
+        "Methods side by side",
+        "Tensor maps of all methods",
+        "Colour FA (red: left-right, green: front-back, blue: up-down) and mean diffusivity of the same slice.",
+        "dark, even grey matter, and tracts as thin and as bright as in the acquired map.",
+        "speckle (noise left), or tracts that faded or widened (blur).",
+        picture=True,
+    ),
+    "methodsTraining": Caption(
+        "Methods side by side",
+        "Courses of the trainings",
+        "Squared error against noisy voxels that were never trained on, in units of the noise variance, for every "
+        "method that is trained.",
+        "both fall and level out close above the dashed line.",
+        "one that stays far above the other: its network or loss suits these data less.",
+    ),
     "colourfa": Caption(
         "Diffusion tensor",
         "Fractional anisotropy and direction",
@@ -120,10 +147,29 @@ CAPTIONS: dict[str, Caption] = {
     "signal": Caption(
         "Signal and residual",
         "Mean signal of each volume",
-        "Mean in the brain before and after, and its change.",
+        "Mean in the brain before and after, and its change: by volume, and by shell (right), where the noise of "
+        "single volumes averages out.",
         "changes within a fraction of a percent, the same in all volumes of a shell.",
         "a shell that moved as a whole (bias; expected with --bias-correction rician), or single volumes apart "
         "from the others (motion, dropout).",
+    ),
+    "dwicarpet": Caption(
+        "Signal and residual",
+        "Carpet of the signal",
+        "Every column is a volume, sorted by b-value; every row a voxel, from feet to head: its signal minus its mean "
+        "over the shell, in noise standard deviations, before and after. Triangles mark volumes whose mean signal, "
+        "residual or likeness to their neighbours is far from those of their shell.",
+        "fine grain before, less of it after, no column and no band apart from the others.",
+        "a bright or dark column (a volume that is brighter, darker or moved), a band within a column (slices with "
+        "dropout), a drift from left to right in the b=0 volumes (the scanner warms up).",
+    ),
+    "neighbours": Caption(
+        "Signal and residual",
+        "Volumes and their neighbours",
+        "Above: correlation of each volume with the nearest direction of its shell, as in QSIPrep and DSI Studio. "
+        "Below: correlation of the residual with the mean denoised image of the shell.",
+        "correlations that rise in every volume, to a like level within a shell; residuals inside the band of chance.",
+        "single volumes far below the others (motion, dropout); residuals off zero: they hold anatomy.",
     ),
     "carpet": Caption(
         "Signal and residual",
@@ -153,7 +199,8 @@ CAPTIONS: dict[str, Caption] = {
     ),
 }
 
-_PER_SHELL = re.compile(r"(flicker|residual|meanresidual)B(\d+)")
+_AFTER_ALL_SHELLS = 10**9
+_PER_SHELL = re.compile(r"(flicker|residual|meanresidual|methods)B(\d+)")
 
 
 def caption_of(figure: str) -> tuple[Caption, str] | None:
@@ -167,7 +214,7 @@ def caption_of(figure: str) -> tuple[Caption, str] | None:
 def figure_order(figure: str) -> tuple[int, int, int]:
     """Return a sort key: by section, then b-value, then kind."""
     found = _PER_SHELL.fullmatch(figure)
-    kind, b = (found[1], int(found[2])) if found else (figure, 0)
+    kind, b = (found[1], int(found[2])) if found else (figure, _AFTER_ALL_SHELLS)
     caption = CAPTIONS.get(kind)
     section = SECTIONS.index(caption.section) if caption else len(SECTIONS)
     kinds = list(CAPTIONS)

@@ -127,9 +127,19 @@ class RunRecord:
             if path.name.removeprefix(start).partition("-")[0] not in ENTITIES
         ]
 
+    def metadata(self) -> dict[str, Any]:
+        """Return the sidecar of the denoised series, which holds the metadata of the input; empty without one."""
+        path = self.metrics_file.parent / f"{self.label}_desc-{self.method}_dwi.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def history(self) -> list[dict[str, float]]:
         """Return the rows of the training time series; none when there was no training."""
-        path = self.metrics_file.parent / f"{self.label}_desc-training_timeseries.tsv"
+        desc = "training" if self.method == "denoised" else self.method
+        path = self.metrics_file.parent / f"{self.label}_desc-{desc}_timeseries.tsv"
         if not path.is_file():
             return []
         with path.open(encoding="utf-8", newline="") as stream:

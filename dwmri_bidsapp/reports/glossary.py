@@ -43,6 +43,13 @@ METRICS: dict[str, Metric] = {
         "Mean standard deviation of the noise in the brain.",
         "alike within a scanner",
     ),
+    "outlier_volumes": Metric(
+        "Volumes that stand out",
+        "",
+        "Number of volumes whose mean signal, residual or likeness to their neighbours is far from that of the others "
+        "of their shell.",
+        "0",
+    ),
     "residual_std": Metric(
         "Spread of the residual",
         "σ",
@@ -55,6 +62,12 @@ METRICS: dict[str, Metric] = {
         "The same for the b=0 volumes.",
         "0.95 to 1.02; 0 when passed through",
     ),
+    "residual_std_b": Metric(
+        "Spread of the residual, b={b}",
+        "σ",
+        "The same for one shell.",
+        "0.95 to 1.02; less near the noise floor",
+    ),
     "residual_mean": Metric(
         "Mean of the residual", "σ", "A systematic change of the signal.", "0 unless a bias was corrected"
     ),
@@ -62,8 +75,7 @@ METRICS: dict[str, Metric] = {
         "Residual along anatomy",
         "",
         "Correlation of the residual's size with the edges of the anatomy.",
-        "below 0.02",
-        "lower",
+        "between −0.02 and 0.02",
     ),
     "residual_autocorrelation_x": Metric(
         "Residual whiteness, x",
@@ -97,6 +109,13 @@ METRICS: dict[str, Metric] = {
         "Neighbouring-DWI correlation",
         "",
         "Mean correlation of each volume with the nearest direction of its shell.",
+        "higher after; blurring raises it too",
+        "higher",
+    ),
+    "neighbouring_dwi_correlation_b": Metric(
+        "Neighbouring-DWI correlation, b={b}",
+        "",
+        "The same within one shell.",
         "higher after; blurring raises it too",
         "higher",
     ),
@@ -189,6 +208,12 @@ def describe(base: str) -> Metric:
     return Metric(base.replace("_", " ").capitalize(), "", "", "")
 
 
+def shell_of(base: str) -> str:
+    """Return the b-value (s/mm²) of a measure of one shell, such as ``"1000"``; empty for the others."""
+    shell = _SHELL.fullmatch(base)
+    return shell[2] if shell and shell[1] in METRICS else ""
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Return base name and ``"before"``, ``"after"`` or ``""``."""
     for suffix in _SUFFIXES:
@@ -230,3 +255,31 @@ def order_of(base: str) -> tuple[int, float, str]:
     key = base if base in METRICS else (shell[1] if shell else base)
     names = list(METRICS)
     return (names.index(key) if key in names else len(names), float(shell[2]) if shell else 0.0, base)
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A line of the table of methods: the value as acquired, and one for each method (None: not measured)."""
+
+    label: str
+    unit: str
+    description: str
+    ideal: str
+    values: list[Any]
+
+
+def method_rows(acquired_and_methods: list[Mapping[str, Any]]) -> list[MethodRow]:
+    """Return the lines of the table of methods.
+
+    Parameters
+    ----------
+    acquired_and_methods
+        Measures of each method; the state before denoising is taken from the first.
+    """
+    rows = []
+    for base in sorted({split_name(name)[0] for one in acquired_and_methods for name in one}, key=order_of):
+        metric = describe(base)
+        before = acquired_and_methods[0].get(f"{base}_before")
+        values = [before, *(one.get(f"{base}_after", one.get(base)) for one in acquired_and_methods)]
+        rows.append(MethodRow(metric.label, metric.unit, metric.description, metric.ideal, values))
+    return rows

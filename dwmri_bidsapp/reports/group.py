@@ -8,61 +8,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from .collect import ENTITIES, Problem, RunRecord, find_records, find_subjects, read_problems
-from .comparison import compare, comparison_chart
-from .glossary import describe, describe_column, order_of, split_name
-from .render import inline_svg, number, render_page, write_text
-from .subject import anchor_of, grid_of, shells_of
+from .glossary import describe_column, order_of, split_name
+from .group_page import GroupProblem, group_page
+from .outliers import Distance, distances
+from .pairs import OWN_METHOD, MeasureTable, tabulate
+from .render import write_text
+from .subject import grid_of, shells_of
 from .truth import true_errors
 
 _MISSING = "n/a"
-_IN_PAGE = (
-    "b0_snr", "residual_std", "residual_edge_correlation", "edge_slope", "neighbouring_dwi_correlation",
-    "dti_kfold_error", "fa_mean", "true_psnr_dwi", "true_fa_error",
-)  # fmt: skip
-"""Measures in the page's table: those that tell runs apart. The TSV has them all."""
+_EXTRA = {
+    "method": {"Description": "How it was denoised: desc entity of the files that were measured"},
+    "protocol": {"Description": "Number of the protocol (grid and shells), 1 being the one of most runs"},
+    "n_warnings": {"Description": "Warnings recorded for the run"},
+    "robust_distance": {
+        "Description": "Robust distance of the denoised run from the others of its protocol; n/a with too few runs"
+    },
+    "outlier": {"Description": "1 for a run unlike the others of its protocol, 0 for the others"},
+}
+"""Columns of the table that are no measures."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the page's table."""
+class Group:
+    """Everything that OUT_DIR tells about a group.
 
-    label: str
-    unit: str
-    description: str
-    numeric: bool
+    Attributes
+    ----------
+    subjects
+        Labels of the participants, without ``sub-``.
+    records, tables
+        One for each run and method, with its measures and true errors.
+    problems
+        What failed or is missing.
+    with_truth
+        Whether a truth was given.
+    """
 
+    subjects: list[str]
+    records: list[RunRecord]
+    tables: list[dict[str, Any]]
+    problems: list[GroupProblem]
+    with_truth: bool
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell: what is shown, what is sorted by, where it leads."""
-
-    text: str
-    value: str
-    numeric: bool
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class GroupProblem:
-    """A participant or run that is not, or not fully, in the table."""
-
-    head: str
-    subject: str
-    link: str
-    message: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Runs acquired alike."""
-
-    grid: str
-    shells: str
-    labels: list[str]
+    @property
+    def protocols(self) -> dict[tuple[str, str], list[str]]:
+        """Labels of the runs by grid and shells, the most frequent protocol first."""
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for record in {record.label: record for record in self.records}.values():
+            kinds.setdefault(protocol_of(record), []).append(record.label)
+        return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
 
 def write_group_report(out_dir: str | Path, truth_dir: str | Path | None = None) -> Path:
@@ -87,6 +84,30 @@ def write_group_report(out_dir: str | Path, truth_dir: str | Path | None = None)
         A file could not be written.
     """
     out_dir = Path(out_dir)
+    group = read_group(out_dir, None if truth_dir is None else Path(truth_dir))
+    table = tabulate(group.records, group.tables)
+    protocols = list(group.protocols)
+    kind = {record.label: protocols.index(protocol_of(record)) for record in group.records}
+    far = dict(zip(table.labels, distances(table, [kind[label] for label in table.labels]), strict=True))
+    names = sorted({name for row in group.tables for name in row}, key=_column_order)
+    write_text(out_dir / "group_dwi.tsv", _as_tsv(group, names, kind, far))
+    write_text(
+        out_dir / "group_dwi.json", json.dumps(_data_dictionary(group.records, names), indent=2) + "\n"
+    )
+    page = group_page(
+        subjects=group.subjects,
+        records=group.records,
+        table=table,
+        problems=[*group.problems, *_missing_methods(group.records, table)],
+        protocols=group.protocols,
+        far=far,
+        with_truth=group.with_truth,
+    )
+    return write_text(out_dir / "group.html", page)
+
+
+def read_group(out_dir: Path, truth_dir: Path | None) -> Group:
+    """Gather the runs of all participants, and measure them against the truth where there is one."""
     subjects = find_subjects(out_dir)
     records: list[RunRecord] = []
     problems: list[GroupProblem] = []
@@ -98,51 +119,17 @@ def write_group_report(out_dir: str | Path, truth_dir: str | Path | None = None)
     tables = [dict(record.metrics) for record in records]
     if truth_dir is not None:
         for record, table in zip(records, tables, strict=True):
-            errors, trouble = true_errors(record, Path(truth_dir))
+            errors, trouble = true_errors(record, truth_dir)
             table |= errors
             if trouble:
-                problems.append(
-                    _group_problem(out_dir, record.subject, "Not compared with the truth", trouble)
-                )
-    names = sorted({name for table in tables for name in table}, key=_column_order)
-    write_text(out_dir / "group_dwi.tsv", _as_tsv(records, tables, names))
-    write_text(out_dir / "group_dwi.json", json.dumps(_data_dictionary(records, names), indent=2) + "\n")
-    page = _page(subjects, records, tables, problems, with_truth=truth_dir is not None)
-    return write_text(out_dir / "group.html", page)
+                head = "Not compared with the truth"
+                problems.append(_group_problem(out_dir, record.subject, head, trouble))
+    return Group(subjects, records, tables, problems, truth_dir is not None)
 
 
-def _page(
-    subjects: Sequence[str],
-    records: Sequence[RunRecord],
-    tables: Sequence[dict[str, Any]],
-    problems: Sequence[GroupProblem],
-    *,
-    with_truth: bool,
-) -> str:
-    lines = compare(tables)
-    columns, rows = _page_table(records, tables)
-    chart = comparison_chart(lines, [(record.label, _page_of(record)) for record in records])
-    sections = [("summary", "Summary")]
-    sections += [("comparison", "Before and after")] if lines else []
-    sections += [("runs", "Runs"), ("protocols", "Protocols")] if rows else []
-    return render_page(
-        "group.html",
-        title="dwmri-bidsapp: group",
-        sections=sections,
-        n_subjects=len(subjects),
-        problems=problems,
-        protocols=_protocols(records),
-        comparison=lines,
-        chart=inline_svg(chart, "group") if lines else "",
-        good="below the line where lower is better, above it where higher is better.",
-        columns=columns,
-        rows=rows,
-        with_truth=with_truth,
-    )
-
-
-def _page_of(record: RunRecord) -> str:
-    return f"sub-{record.subject}.html#{quote(anchor_of(record))}"
+def protocol_of(record: RunRecord) -> tuple[str, str]:
+    """Return what runs of one protocol have in common: grid and shells, in words."""
+    return grid_of(record.preparation), shells_of(record.preparation)
 
 
 def _problems_of(
@@ -162,6 +149,24 @@ def _group_problem(out_dir: Path, subject: str, head: str, problem: Problem) -> 
     return GroupProblem(head, problem.run or f"sub-{subject}", link, problem.message, problem.hint)
 
 
+def _missing_methods(records: Sequence[RunRecord], table: MeasureTable) -> list[GroupProblem]:
+    """Return a problem for each run that lacks a method that most others have."""
+    present: dict[str, set[str]] = {}
+    subject = {}
+    for record in records:
+        present.setdefault(record.label, set()).add(record.method)
+        subject[record.label] = record.subject
+    usual = [m for m in table.methods[1:] if 2 * sum(m in found for found in present.values()) > len(present)]
+    hint = "run this participant again with the same --compare: finished steps are not repeated"
+    return [
+        GroupProblem(
+            "Missing", label, f"sub-{subject[label]}.html", f"not denoised by {', '.join(lacking)}", hint
+        )
+        for label, found in present.items()
+        if (lacking := [method for method in usual if method not in found])
+    ]
+
+
 def _column_order(name: str) -> tuple[Any, ...]:
     base, when = split_name(name)
     return (*order_of(base), ("", "before", "after").index(when))
@@ -176,12 +181,21 @@ def _used_entities(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _as_tsv(records: Sequence[RunRecord], tables: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    entities = _used_entities(records)
-    lines = ["\t".join([*entities, "method", *names])]
-    for record, table in zip(records, tables, strict=True):
-        keys = [record.entities.get(column, _MISSING) for column in entities]
-        lines.append("\t".join([*keys, record.method, *(_tsv_value(table.get(name)) for name in names)]))
+def _as_tsv(group: Group, names: Sequence[str], kind: dict[str, int], far: dict[str, Distance | None]) -> str:
+    entities = _used_entities(group.records)
+    lines = ["\t".join([*entities, *_EXTRA, *names])]
+    for record, table in zip(group.records, group.tables, strict=True):
+        distance = far[record.label] if record.method == OWN_METHOD else None
+        values = [
+            *(record.entities.get(column) for column in entities),
+            record.method,
+            kind[record.label] + 1,
+            len(record.warnings),
+            None if distance is None else round(distance.distance, 3),
+            None if distance is None else int(distance.outlier),
+            *(table.get(name) for name in names),
+        ]
+        lines.append("\t".join(map(_tsv_value, values)))
     return "\n".join(lines) + "\n"
 
 
@@ -196,42 +210,4 @@ def _data_dictionary(records: Sequence[RunRecord], names: Sequence[str]) -> dict
         column: {"Description": f"BIDS entity: {column.removesuffix('_id')}"}
         for column in _used_entities(records)
     }
-    columns["method"] = {"Description": "desc entity of the files that were measured"}
-    return columns | {name: describe_column(name) for name in names}
-
-
-def _page_table(
-    records: Sequence[RunRecord], tables: Sequence[dict[str, Any]]
-) -> tuple[list[Column], list[list[Cell]]]:
-    shown = [base for base in _IN_PAGE if any(base in table or f"{base}_after" in table for table in tables)]
-    texts = [("Run", ""), ("Shells", "s/mm²")]
-    columns = [Column(label, unit, "", False) for label, unit in texts]
-    columns.append(Column("Warnings", "", "Number of warnings recorded for the run", True))
-    for base in shown:
-        metric = describe(base)
-        columns.append(Column(metric.label, metric.unit, f"{metric.description} Good: {metric.ideal}.", True))
-    rows = []
-    for record, table in zip(records, tables, strict=True):
-        name = record.label if record.method == "denoised" else f"{record.label} ({record.method})"
-        cells = [
-            Cell(name, name, False, _page_of(record)),
-            Cell(shells_of(record.preparation), shells_of(record.preparation), False),
-            Cell(str(len(record.warnings)), str(len(record.warnings)), True),
-        ]
-        for base in shown:
-            value = table.get(f"{base}_after", table.get(base))
-            text = number(value)
-            cells.append(Cell(text, repr(value) if text else "", True))
-        rows.append(cells)
-    return columns, rows
-
-
-def _protocols(records: Sequence[RunRecord]) -> list[Protocol]:
-    """Kinds of acquisition, the most frequent one first."""
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        kinds.setdefault((grid_of(record.preparation), shells_of(record.preparation)), []).append(
-            record.label
-        )
-    found = [Protocol(grid, shells, labels) for (grid, shells), labels in kinds.items()]
-    return sorted(found, key=lambda protocol: -len(protocol.labels))
+    return columns | _EXTRA | {name: describe_column(name) for name in names}

@@ -72,7 +72,7 @@ def _anatomy_in_residual(record: RunRecord) -> list[Finding]:
         return []
     return [
         Finding(
-            f"The residual follows anatomy: correlation {number(correlation)} with its edges (good: below 0.02).",
+            f"The residual follows anatomy: correlation {number(correlation)} with its edges (good: −0.02 to 0.02).",
             "look at the mean residual of each shell; motion between volumes is the usual cause: correct it in a "
             "first pass, or prefer the acquired data where borders matter",
         )
@@ -132,11 +132,25 @@ def _blurring(record: RunRecord) -> list[Finding]:
     ]
 
 
+def _outlying_volumes(record: RunRecord) -> list[Finding]:
+    count = _value(record.metrics, "outlier_volumes")
+    if not count:
+        return []
+    volumes = "1 volume stands" if count == 1 else f"{number(count)} volumes stand"
+    return [
+        Finding(
+            f"{volumes} out of their shell by mean signal, residual, or likeness to their neighbours.",
+            "find them in the carpet of the signal (triangles); motion or dropout cannot be denoised: correct it "
+            "later with a tool that replaces outliers, or leave these volumes out",
+        )
+    ]
+
+
 def _value(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
 _RULES: tuple[Callable[[RunRecord], list[Finding]], ...] = (
-    _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
+    _outlying_volumes, _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .acquisition import metadata_findings, metadata_rows, sphere_data
 from .captions import Caption, caption_of, figure_order
 from .collect import (
     Problem,
@@ -21,13 +22,22 @@ from .collect import (
     read_provenance,
     save_problems,
 )
-from .glossary import MetricRow, metric_rows
+from .glossary import MethodRow, MetricRow, method_rows, metric_rows
 from .judge import Finding, findings_of
 from .methods import read_methods, story_of
-from .render import inline_svg, link_to, number, render_page, seconds, write_text
+from .render import (
+    embedded_json,
+    inline_svg,
+    link_to,
+    number,
+    plotly_tag,
+    render_page,
+    seconds,
+    write_text,
+)
 
-_PAGE_BYTES = 14_000_000
-"""Figures embedded in one page: a browser opens it at once, and it can still be sent by mail."""
+_PAGE_BYTES = 12_000_000
+"""Figures embedded in one page (the charting library needs 2 MB more): it opens at once, and can be sent by mail."""
 
 _ELSEWHERE = Markup(
     '<p><a href="{}">Open this picture</a>: it is kept out of the page, which would be too large.</p>'
@@ -58,6 +68,10 @@ class RunView:
     story: Markup
     findings: list[Finding]
     metric_rows: list[MetricRow]
+    methods: list[str]
+    method_rows: list[MethodRow]
+    acquisition: list[tuple[str, str]]
+    sphere: Markup
     figures: list[tuple[str, list[FigureView]]]
     facts: list[tuple[str, str]]
     record_text: str
@@ -97,8 +111,8 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
     memory = read_provenance(logs).get("peak_memory_mb")
     room = _PAGE_BYTES
     runs = []
-    for record in records:
-        runs.append(_view(record, room))
+    for record, others in runs_and_methods(records):
+        runs.append(_view(record, others, room))
         room -= sum(len(figure.markup) for _, figures in runs[-1].figures for figure in figures)
     methods, references = read_methods(out_dir)
     text = render_page(
@@ -115,6 +129,8 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
         crashes=[(link_to(path, out_dir), path.name) for path in logs if path.name.startswith("crash")],
         logs=[(link_to(path, out_dir), path.name) for path in logs],
         memory=f"{number(memory / 1000)} GB" if isinstance(memory, int | float) else "",
+        plotly=plotly_tag() if any(run.sphere for run in runs) else "",
+        scripts=["subject.js"],
         group_link="group.html" if (out_dir / "group.html").is_file() else "",
         methods=methods,
         references=references,
@@ -122,7 +138,19 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
     return write_text(out_dir / f"sub-{subject}.html", text)
 
 
-def _view(record: RunRecord, room: int) -> RunView:
+def runs_and_methods(records: Iterable[RunRecord]) -> list[tuple[RunRecord, list[RunRecord]]]:
+    """Return each run's own record, and those of the other methods, which have no section of their own."""
+    by_label: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_label.setdefault(record.label, []).append(record)
+    found = []
+    for members in by_label.values():
+        own = next((record for record in members if record.method == "denoised"), members[0])
+        found.append((own, [record for record in members if record is not own]))
+    return found
+
+
+def _view(record: RunRecord, others: list[RunRecord], room: int) -> RunView:
     info, preparation = record.info, record.preparation
     spent = info.get("seconds")
     total = sum(spent.values()) if isinstance(spent, dict) else spent
@@ -139,8 +167,12 @@ def _view(record: RunRecord, room: int) -> RunView:
         device=str(info.get("device", "")),
         time=seconds(total),
         story=story_of(record),
-        findings=findings_of(record),
+        findings=[*findings_of(record), *metadata_findings(record)],
         metric_rows=metric_rows(record.metrics),
+        methods=["acquired", record.method, *(other.method for other in others)] if others else [],
+        method_rows=method_rows([record.metrics, *(other.metrics for other in others)]) if others else [],
+        acquisition=metadata_rows(record),
+        sphere=embedded_json(sphere) if (sphere := sphere_data(record)) else Markup(""),
         figures=_figures(record, anchor, room),
         facts=_facts(record),
         record_text=json.dumps(everything, indent=2, ensure_ascii=False),

@@ -26,43 +26,19 @@ function setUpFlicker(figure) {
   choose("after");
 }
 
-// Tables: a click on a heading sorts by it, a second one turns the order round. Empty cells stay last.
-function setUpSorting(table) {
-  const headings = [...table.tHead.rows[0].cells];
-  headings.forEach((heading, column) => {
-    const button = heading.querySelector("button");
-    if (!button) return;
-    button.addEventListener("click", () => {
-      const up = heading.getAttribute("aria-sort") !== "ascending";
-      headings.forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const keyed = [...table.tBodies[0].rows].map((row) => [row.cells[column].dataset.value ?? "", row]);
-      const numeric = heading.classList.contains("number");
-      keyed.sort(([x], [y]) => {
-        if (x === "" || y === "") return (x === "") - (y === "");
-        const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, undefined, { numeric: true });
-        return up ? order : -order;
-      });
-      table.tBodies[0].append(...keyed.map(([, row]) => row));
-    });
-  });
-}
-
-function setUpSearch(input) {
-  const table = document.getElementById(input.dataset.table);
-  const count = document.getElementById(input.dataset.count);
-  input.addEventListener("input", () => {
-    const words = input.value.toLowerCase().split(/\s+/);
-    let shown = 0;
-    for (const row of table.tBodies[0].rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += !row.hidden;
-    }
-    count.textContent = `${shown} of ${table.tBodies[0].rows.length} runs`;
-  });
+// Plotly rides in the page, packed; it is unpacked when something is to be drawn.
+let plotlyLoading = null;
+function loadPlotly() {
+  plotlyLoading ??= (async () => {
+    const text = atob(document.getElementById("plotly").textContent);
+    const packed = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i += 1) packed[i] = text.charCodeAt(i);
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  })();
+  return plotlyLoading;
 }
 
 document.querySelectorAll("figure.flicker").forEach(setUpFlicker);
-document.querySelectorAll("table.sortable").forEach(setUpSorting);
-document.querySelectorAll("input[data-table]").forEach(setUpSearch);

@@ -1,0 +1,183 @@
+"""``--output-layout raw``: a raw BIDS dataset with the denoised series in place of the acquired ones.
+
+A pipeline such as QSIPrep takes it as its input. The derivatives themselves (maps, measures, reports) lie in
+``derivatives/dwmri-bidsapp`` of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .bids import DwiRun
+from .config import PACKAGE
+from .derivatives import atomic_write, dataset_description_of_raw
+from .errors import InputOutputError
+
+DERIVATIVES = Path("derivatives") / PACKAGE
+"""Where the derivatives lie in the raw dataset."""
+
+_OF_DERIVATIVES_ONLY = ("Sources", "SpatialReference", "SkullStripped", "Description")
+_NOT_COPIED = ("dataset_description.json", ".bidsignore", "README", "README.md", "README.txt", "README.rst")
+
+
+def write_raw_dataset(bids_dir: Path, out_dir: Path, runs: Iterable[DwiRun]) -> list[Path]:
+    """Write the raw dataset of the runs that have been denoised.
+
+    Everything else of their participants is copied, other DWI series left out: one that was not denoised must not
+    be taken for one that was. Links are followed, so that the dataset can be mounted alone.
+
+    Parameters
+    ----------
+    bids_dir
+        The source dataset.
+    out_dir
+        Root of the raw dataset; it holds the derivatives in :data:`DERIVATIVES`.
+    runs
+        The runs that were denoised.
+
+    Returns
+    -------
+    list of Path
+        The denoised images.
+
+    Raises
+    ------
+    InputOutputError
+        A file could not be written.
+    """
+    runs = list(runs)
+    try:
+        written = [_write_run(run, bids_dir, out_dir) for run in runs]
+        for subject in sorted({run.subject for run in runs}):
+            _copy_others(bids_dir, out_dir, bids_dir / f"sub-{subject}")
+        _write_root(bids_dir, out_dir)
+    except OSError as error:
+        raise InputOutputError(
+            f"{error.filename or out_dir}: the raw dataset cannot be written: {error.strerror or error}",
+            "check the free space and the permissions of that folder",
+        ) from error
+    return written
+
+
+def _write_run(run: DwiRun, bids_dir: Path, out_dir: Path) -> Path:
+    """Put the denoised image, its gradient table and its metadata under the names of the source."""
+    folder = run.dwi.parent.relative_to(bids_dir)
+    denoised = out_dir / DERIVATIVES / folder / f"{run.label}_desc-denoised_dwi"
+    target = out_dir / folder / f"{run.label}_dwi"
+    for extension in (".nii.gz", ".bval", ".bvec"):
+        _link(Path(f"{denoised}{extension}"), Path(f"{target}{extension}"))
+    metadata = json.loads(Path(f"{denoised}.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in metadata.items() if key not in _OF_DERIVATIVES_ONLY}
+    atomic_write(Path(f"{target}.json"), json.dumps(kept, indent=2) + "\n")
+    return Path(f"{target}.nii.gz")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make one file appear under two names of our own dataset; a copy where the file system knows no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_others(bids_dir: Path, out_dir: Path, subject_dir: Path) -> None:
+    for source in sorted(path for path in subject_dir.rglob("*") if path.is_file()):
+        target = out_dir / source.relative_to(bids_dir)
+        # DWI series are written, or left out on purpose; sbref and the like are copied.
+        is_series = source.name.partition(".")[0].endswith("_dwi")
+        if is_series and (source.parent.name == "dwi" or source.suffix in (".bval", ".bvec")):
+            continue
+        if source.name.endswith("_scans.tsv"):
+            atomic_write(target, _scans_that_exist(source, target))
+        else:
+            _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    known = target.stat() if target.is_file() else None
+    there = source.stat()
+    if known and (known.st_size, int(known.st_mtime)) == (there.st_size, int(there.st_mtime)):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copy2(source, temporary)
+        temporary.chmod(0o644 | temporary.stat().st_mode)  # a read-only source must not be inherited
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _scans_that_exist(source: Path, target: Path) -> str:
+    """Return a scans table without the rows of files that are left out."""
+    rows = list(csv.reader(source.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
+    place = rows[0].index("filename") if rows and "filename" in rows[0] else None
+    if place is None:
+        return source.read_text(encoding="utf-8-sig")
+    present = [
+        row for row in rows[1:] if len(row) > place and _will_exist(source.parent, target.parent, row[place])
+    ]
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([rows[0], *present])
+    return text.getvalue()
+
+
+def _will_exist(source_dir: Path, target_dir: Path, name: str) -> bool:
+    is_series = Path(name).name.partition(".")[0].endswith("_dwi")
+    return (target_dir / name).exists() if is_series else (source_dir / name).exists()
+
+
+def _write_root(bids_dir: Path, out_dir: Path) -> None:
+    """Copy the files of the root (participants, inherited sidecars), and describe the dataset."""
+    for source in sorted(path for path in bids_dir.iterdir() if path.is_file()):
+        if source.name in _NOT_COPIED or source.name.startswith("."):
+            continue
+        if source.name.startswith("participants.tsv"):
+            atomic_write(out_dir / source.name, _participants_that_exist(source, out_dir))
+        # Gradient tables stand beside each image now: inherited ones would only be found a second time.
+        elif source.suffix not in (".bval", ".bvec"):
+            _copy(source, out_dir / source.name)
+    atomic_write(out_dir / "README", _readme(bids_dir))
+    atomic_write(out_dir / "dataset_description.json", _json(dataset_description_of_raw(bids_dir)))
+    ignored = bids_dir / ".bidsignore"
+    if ignored.is_file():
+        _copy(ignored, out_dir / ".bidsignore")
+
+
+def _participants_that_exist(source: Path, out_dir: Path) -> str:
+    lines = source.read_text(encoding="utf-8-sig").splitlines()
+    column = lines[0].split("\t").index("participant_id") if "participant_id" in lines[0].split("\t") else 0
+    kept = [line for line in lines[1:] if (out_dir / line.split("\t")[column]).is_dir() and line.strip()]
+    return "\n".join([lines[0], *kept]) + "\n"
+
+
+def _readme(bids_dir: Path) -> str:
+    own = (
+        f"The diffusion-weighted series (*_dwi.nii.gz) of this dataset were denoised by {PACKAGE}: switch denoising\n"
+        "off in what processes them next. Everything else is a copy of the source dataset. Measures, noise maps and\n"
+        f"reports are in {DERIVATIVES.as_posix()}.\n"
+    )
+    for name in ("README", "README.md", "README.txt", "README.rst"):
+        if (bids_dir / name).is_file():
+            return f"{own}\nThe README of the source dataset:\n\n" + (bids_dir / name).read_text(
+                encoding="utf-8"
+            )
+    return own
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
