@@ -17,6 +17,7 @@ from ..bids import DwiRun
 from ..config import Config
 from ..errors import BadDataError, DwmriError, InputOutputError, RunFailed, TryAgainError, WorkflowError
 from ..interfaces.base import ERROR_FILE, as_dwmri_error, read_error
+from ..stopping import raise_if_stopped
 from .base import TOP, init_dwmri_wf, run_workflow_name
 from .plugins import make_plugin
 
@@ -97,8 +98,9 @@ def _execute(config: Config, runs: Sequence[DwiRun]) -> dict[str, DwmriError]:
         except Exception as error:  # Nipype raises one for all; what each run has to say is on disk
             LOGGER.debug("Nipype stopped with an error", exc_info=True)
             stopped = error
-            if config.stop_on_first_crash:
-                break
+        raise_if_stopped()
+        if stopped and config.stop_on_first_crash:
+            break
     return {
         run.label: _error_of(run, folders[run.label], config, stopped)
         for run in runs

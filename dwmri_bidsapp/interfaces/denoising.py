@@ -15,6 +15,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpe
 
 from ..options import DenoiseOptions
 from ..preparation import load_noise_map, open_series, read_gradients, read_series
+from ..stopping import signals_wait_for_checkpoint
 from .base import RunInterface, save_image, write_json, write_tsv
 
 
@@ -60,7 +61,7 @@ class DenoiseRun(RunInterface):
         image = open_series(Path(inputs.dwi_file))
         mask_xyz = np.asanyarray(nb.load(inputs.mask_file).dataobj) > 0
         sigma_xyz = load_noise_map(Path(inputs.noise_map), image) if isdefined(inputs.noise_map) else None
-        with self._device() as device, progress_bar() as progress:
+        with self._device() as device, progress_bar() as progress, signals_wait_for_checkpoint():
             denoised = denoise(
                 read_series(image, Path(inputs.dwi_file)),
                 read_gradients(Path(inputs.gradients_file)),
