@@ -275,8 +275,9 @@ def test_one_submission_with_nipypes_plugin(tmp_path: Path) -> None:
         "--max-steps", "5", *FAST.split(), cwd=tmp_path,
     )  # fmt: skip
     assert "2 runs denoised" in said
-    jobs = list((tmp_path / "work").rglob("slurm-*.out"))
-    assert len([path for path in jobs if "denoise" in path.name or "denoise" in str(path)]) >= 2
+    names = re.findall(r"JobName=(\S+)", _sh("scontrol", "show", "jobs"))
+    for subject in ("01", "02"):
+        assert any(name.startswith(f"denoise.denoise_wf.sub_{subject}_wf.") for name in names), names
     for subject in ("sub-01", "sub-02"):
         image = nb.load(tmp_path / f"out/{subject}/dwi/{subject}_desc-denoised_dwi.nii.gz")
         assert np.isfinite(np.asarray(image.dataobj)).all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,7 +95,9 @@ class DenoiseRun(RunInterface):
     def _device(self) -> contextlib.AbstractContextManager[str]:
         if not self.inputs.use_gpu:
             return contextlib.nullcontext("cpu")
-        return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir))
+        # Each node may be a job of its own, on a machine of its own, where cuda:0 is another device.
+        place = f"{platform.node()}-{os.environ.get('SLURM_JOB_ID', '')}"
+        return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir) / place)
 
 
 @contextlib.contextmanager
