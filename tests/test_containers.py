@@ -339,5 +339,16 @@ def test_no_gpu_is_an_error_in_apptainer_too(bids: Path, places: tuple[Path, Pat
     command, image = _apptainer()
     out, work = places
     mounts = ["-B", f"{bids}:/data:ro", "-B", f"{out}:/out", "-B", f"{work}:/work"]
-    run = [*command, "run", "--nv", "--cleanenv", "--containall", "--no-home", "--pwd", "/tmp", *mounts, image]
+    run = [
+        *command,
+        "run",
+        "--nv",
+        "--cleanenv",
+        "--containall",
+        "--no-home",
+        "--pwd",
+        "/tmp",
+        *mounts,
+        image,
+    ]
     _refuses_the_missing_gpu(_call([*run, "/data", "/out", "participant", "-w", "/work", "--device", "cuda"]))

@@ -50,10 +50,10 @@ def test_the_scripts_of_the_manual_are_shell() -> None:
 
 def _sh(*command: str, cwd: Path | None = None) -> str:
     # SLURM would hand the limits of a surrounding job on to the new one.
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))
-    }
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+    if "SLURM_CONF" in os.environ:
+        ours["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    result = subprocess.run(command, cwd=cwd, env=ours, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{command}: {result.stderr}"
     return result.stdout.strip()
 
