@@ -70,6 +70,7 @@ def test_a_run_that_may_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     _install_nvidia_smi(tmp_path, monkeypatch, TWO_GPUS)
     needed = {"sub-01": 2.0, "sub-02": 40.0}
     assert too_small(needed, (0,)) == []
+    assert too_small({"sub-01": SMALL - 0.1}, (1,)), "CUDA itself needs a part"
     for gpu_ids in ((0, 1), (1,), ()):
         (line,) = too_small(needed, gpu_ids)
         assert line.startswith("sub-02: may need 40.5 GB, and GPU 1 has 17.2 GB")
