@@ -242,16 +242,26 @@ def test_crash_file_tells_the_developer(
     assert 'raise ValueError("unexpected")' in crash_file.read_text()
 
 
-def test_sigterm_ends_like_an_interrupt(bids_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 75, "stopped by SIGTERM"),
+        (signal.SIGUSR1, 75, "stopped by SIGUSR1"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_a_signal_is_a_line_and_a_code(
+    bids_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int, said: str,
+) -> None:  # fmt: skip
     def wait(config: Config) -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(5)
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("dwmri_bidsapp.cli.levels.run_levels", wait)
-    assert call(bids_dir) == boundary.INTERRUPTED
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert call(bids_dir) == code
+    assert capsys.readouterr().err == f"dwmri-bidsapp: {said}: give the same command again to continue\n"
 
 
 def test_all_runs_done(bids_dir: Path, workflows: FakeWorkflows, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def debias_eigenvalues(values: Tensor, ratio: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Eigenvalues, 1 where the sample value lies in the bulk of the noise (eq. 1.10 of Donoho, Gavish & Johnstone 2018,
+        Eigenvalues, 1 where the sample value lies in the bulk of the noise (eq. 1.10 of Donoho 2018,
         doi:10.1214/17-AOS1601).
     """
     shifted = values + 1.0 - ratio
