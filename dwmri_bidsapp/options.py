@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UsageError
+
+STARTS = ("pretrained", "random")
+STEPS = {"pretrained": 100, "random": 400}
+LEARNING_RATES = {"pretrained": 3e-3, "random": 1e-2}
+AUTOMATIC = -1
+"""What is done where the options leave it open: weights that know the task need few and small steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +31,9 @@ class DenoiseOptions:
     base_filters
         Features of the full-resolution path.
     init
-        ``"random"``, or the path of a weights file.
+        ``"pretrained"`` (the weights that come with the package), ``"random"``, or the path of a weights file.
     max_steps
-        Most optimiser steps; 0 predicts with the initial weights.
+        Most optimiser steps; 0 predicts with the initial weights. -1: 100 from weights, 400 from nothing.
     batch_size
         Patches of one forward pass.
     block
@@ -33,7 +43,7 @@ class DenoiseOptions:
     accumulation_steps
         Forward passes of one optimiser step.
     learning_rate
-        Peak learning rate of AdamW.
+        Peak learning rate of AdamW. -1: 0.003 from weights, 0.01 from nothing.
     schedule
         ``"one-cycle"`` (warm-up, then cosine decay) or ``"plateau"`` (warm-up, then halved
         when the held-out loss stops falling).
@@ -55,16 +65,53 @@ class DenoiseOptions:
     alpha: float = 0.5
     beta: float = 0.1
     base_filters: int = 16
-    init: str = "random"
-    max_steps: int = 400
+    init: str = "pretrained"
+    max_steps: int = AUTOMATIC
     batch_size: int = 8
     block: int = 3
     patch_size: int = 24
     accumulation_steps: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = AUTOMATIC
     schedule: Literal["one-cycle", "plateau"] = "one-cycle"
     mixed_precision: bool = True
     b0_denoising: bool = True
     bias_correction: Literal["none", "rician"] = "none"
     blend: bool = True
     random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        start = "random" if self.init == "random" else "pretrained"
+        if self.max_steps == AUTOMATIC:
+            object.__setattr__(self, "max_steps", STEPS[start])
+        if self.learning_rate == AUTOMATIC:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[start])
+
+    def from_nothing(self, **changes: Any) -> DenoiseOptions:
+        """The same options with random weights and ``changes``; steps and rate that were left open are again."""
+        for name, defaults in (("max_steps", STEPS), ("learning_rate", LEARNING_RATES)):
+            if self.init != "random" and getattr(self, name) == defaults["pretrained"]:
+                changes.setdefault(name, AUTOMATIC)
+        return dataclasses.replace(self, init="random", **changes)
+
+
+def weights_file(options: DenoiseOptions) -> Path:
+    """Where weights of this network lie in the package, if there are any."""
+    return Path(__file__).parent / "data" / "weights" / f"{options.model}-{options.base_filters}.pt"
+
+
+def shipped_weights(options: DenoiseOptions) -> Path:
+    """File of the weights that come with the package for this network.
+
+    Raises
+    ------
+    UsageError
+        There are none.
+    """
+    path = weights_file(options)
+    if not path.is_file():
+        raise UsageError(
+            f"--init pretrained: no weights come with the {options.model} network of {options.base_filters} filters",
+            f"use --init random, or one of {', '.join(sorted(p.stem for p in path.parent.glob('*.pt')))} "
+            "(network-filters)",
+        )
+    return path

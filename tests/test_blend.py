@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blend import Blend, calibrate, error_variance, noise_variance_of
+from dwmri_bidsapp.denoising.blend import Blend, calibrate, error_variance, look_up
 from dwmri_bidsapp.denoising.blind import BlindBase
 from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
 from dwmri_bidsapp.denoising.model import DenoiserNet
 from dwmri_bidsapp.denoising.noise import rician_variance_factor, rician_variance_table
-from dwmri_bidsapp.denoising.reconstruct import Reconstruction
+from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, Reconstruction
 from dwmri_bidsapp.simulation import make_protocol
 
 SHAPE = (16, 15, 14)
@@ -108,14 +108,16 @@ def test_calibration_is_bounded() -> None:
 
 def test_noise_variance_is_that_of_rician_magnitudes() -> None:
     signal = torch.tensor([-1.0, 0.0, 0.7, 2.0, 29.0, 500.0])
-    found = noise_variance_of(signal, rician_variance_table())
+    found = look_up(signal, rician_variance_table())
     np.testing.assert_allclose(found, rician_variance_factor(signal.clamp(0, 30).numpy()), atol=0.02)
 
 
 def test_uncertainty_is_the_error_of_the_blend() -> None:
     error = torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
     _, blended, run = reconstruct(error, expected=1.0)
-    assert float(run.uncertainty().square().mean()) == pytest.approx(float(blended.mean()), rel=0.15)
+    assert float(run.uncertainty().square().mean()) == pytest.approx(
+        ERROR_FACTOR**2 * float(blended.mean()), rel=0.15
+    )
     assert run.blends.keys() == {1}
 
 

@@ -120,8 +120,11 @@ def test_help_names_the_defaults_of_the_method(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"most steps of training; 0: none at all (default: {DenoiseOptions().max_steps})" in text
-    assert f"highest learning rate (default: {DenoiseOptions().learning_rate})" in text
+    for name in ("max_steps", "learning_rate"):
+        at_once, from_nothing = (
+            getattr(DenoiseOptions(init=init), name) for init in ("pretrained", "random")
+        )
+        assert f"(default: {at_once}, or {from_nothing} with --init random)" in text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_bad_arguments_leave_with_2(arguments: list[str]) -> None:
         (["--compare", "mppca", "dwidenoise"], "--derivatives dwidenoise=PATH"),
         (["--compare", "mppca", "mppca"], "one method twice"),
         (["--compare", "my-own", "-d", "my-own=."], "letters and digits"),
-        (["--init", "pretrained"], "--init pretrained"),
+        (["--init", "pretrained", "--base-filters", "7"], "--init pretrained"),
         (["--participant-label", "99"], "01, 02, 03"),
         (["--work-dir", "BIDS/work"], "inside BIDS_DIR"),
         (["--config-file", "CONFIG"], "method.max_steps"),
@@ -165,11 +168,6 @@ def test_usage_errors(
     assert named in captured.err
     assert not (bids_dir.parent / "out").exists()
     assert not (bids_dir / "work").exists()
-
-
-def test_commands_that_come_later(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train-weights", "x"]) == 64
-    assert "train-weights does not work yet" in capsys.readouterr().err
 
 
 def test_absent_device_is_an_error(

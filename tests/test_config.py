@@ -113,13 +113,26 @@ def test_nothing_typed_gives_the_defaults() -> None:
         (["--no-mixed-precision"], "mixed_precision", False),
         (["--no-b0-denoising"], "b0_denoising", False),
         (["--bias-correction", "rician"], "bias_correction", "rician"),
-        (["--model", "denoiser"], "model", "denoiser"),
         (["--loss", "l1"], "loss", "l1"),
         (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
     ],
 )
 def test_method_options_reach_the_method(arguments: list[str], key: str, value: Any) -> None:
     assert configure(*arguments).method == dataclasses.replace(DenoiseOptions(), **{key: value})
+
+
+def test_a_network_that_no_weights_come_with_starts_from_nothing() -> None:
+    assert configure("--model", "denoiser").method == DenoiseOptions(init="random", model="denoiser")
+    assert configure("--base-filters", "8", "--max-steps", "5").method == DenoiseOptions(
+        init="random", base_filters=8, max_steps=5
+    )
+
+
+def test_weights_need_fewer_and_smaller_steps() -> None:
+    start, nothing = DenoiseOptions(), DenoiseOptions(init="random")
+    assert start.max_steps < nothing.max_steps and start.learning_rate < nothing.learning_rate
+    assert start.from_nothing() == nothing
+    assert DenoiseOptions(max_steps=7).from_nothing().max_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -219,7 +232,7 @@ def test_missing_file_is_input_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--compare", "dwidenoise"], ["--init", "pretrained"],
+        ["--compare", "dwidenoise"], ["--init", "pretrained", "--model", "denoiser"],
         ["--init", "/nothing/here.pt"], ["--device", "gpu"], ["--device", "cuda:x"],
         ["--device", "cuda:1", "--gpu-ids", "0"], ["--nprocs", "0"], ["--omp-nthreads", "3", "--nprocs", "2"],
         ["--alpha", "-1"], ["--alpha", "nan"], ["--learning-rate", "0"], ["--patch-size", "4"],

@@ -18,7 +18,13 @@ from dwmri_bidsapp.options import DenoiseOptions
 from dwmri_bidsapp.simulation import Phantom, add_noise, b0_signal, make_protocol, simulate_phantom
 
 QUICK = DenoiseOptions(
-    base_filters=4, max_steps=20, batch_size=2, patch_size=12, learning_rate=3e-3, mixed_precision=False
+    init="random",
+    base_filters=4,
+    max_steps=20,
+    batch_size=2,
+    patch_size=12,
+    learning_rate=3e-3,
+    mixed_precision=False,
 )
 UNTRAINED = dataclasses.replace(QUICK, max_steps=0)
 BLIND = dataclasses.replace(UNTRAINED, blend=False)

@@ -22,7 +22,14 @@ from dwmri_bidsapp.simulation import make_protocol
 
 FLOAT32 = Precision(None)
 QUICK = DenoiseOptions(
-    model="denoiser", base_filters=4, max_steps=8, batch_size=2, patch_size=8, learning_rate=3e-3, loss="mse"
+    init="random",
+    model="denoiser",
+    base_filters=4,
+    max_steps=8,
+    batch_size=2,
+    patch_size=8,
+    learning_rate=3e-3,
+    loss="mse",
 )
 SHAPE = (18, 18, 12)
 
@@ -232,7 +239,7 @@ def test_plateau_halves_the_rate_when_the_loss_does_not_fall(
 
 
 def test_one_cycle_rises_and_falls() -> None:
-    rates = [module._learning_rate(step, 100) for step in range(101)]
+    rates = [module.one_cycle(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[100] == pytest.approx(0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ _SENTENCES = {
 
 def denoiser_options(method: DenoiseOptions) -> DenoiseOptions:
     """Return the options of the method ``denoiser``: everything alike but network, loss and weights."""
-    return replace(method, model="denoiser", loss="l1", init="random")
+    return method.from_nothing(model="denoiser", loss="l1")
 
 
 def init_compare_wf(

@@ -110,9 +110,10 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         "l1": "the mean absolute error",
         "mse": "the mean squared error",
     }[method.loss]
-    start = (
-        "from random weights" if method.init == "random" else f"from weights trained before ({method.init})"
-    )
+    start = {
+        "random": "from random weights",
+        "pretrained": "from weights that had been trained on simulated runs",
+    }.get(method.init, f"from weights trained before ({method.init})")
     bias = (
         "No correction of the Rician bias was applied"
         if method.bias_correction == "none"

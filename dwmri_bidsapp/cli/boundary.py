@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..errors import DwmriError, InputOutputError, TryAgainError, UsageError, WorkflowError
+from ..errors import DwmriError, InputOutputError, TryAgainError, WorkflowError
 from ..stopping import Stopped, signals_stop
 
 INTERRUPTED = 130
@@ -60,14 +60,7 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
     if arguments[:1] == ["--version"]:  # before the parser, which takes its time to read the defaults
         print(f"{_PROGRAM} {__version__}")
         return 0
-    from .parser import LATER_SUBCOMMANDS, build_parser
-
     command = arguments[0] if arguments else ""
-    if command in LATER_SUBCOMMANDS:
-        raise UsageError(
-            f"{command} does not work yet",
-            "it is not in this version; there are demo, simulate and benchmark",
-        )
     if command in ("demo", "simulate"):
         from .demo import run_subcommand
 
@@ -76,7 +69,12 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
         from .benchmark import benchmark
 
         return benchmark(arguments[1:])
+    if command == "train-weights":
+        from .train_weights import train_weights_command
+
+        return train_weights_command(arguments[1:])
     from .options import make_config
+    from .parser import build_parser
 
     config = make_config(build_parser().parse_args(arguments))
     from .levels import run_levels

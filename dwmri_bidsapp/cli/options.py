@@ -11,9 +11,9 @@ from typing import Any
 from ..config import BUILT_IN_METHODS, Config, read_toml
 from ..errors import UsageError
 from ..machine import available_cpus
-from ..options import DenoiseOptions
+from ..options import STARTS, DenoiseOptions, shipped_weights, weights_file
 
-SLOPPY = {"max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
+SLOPPY = {"init": "random", "max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
 """What ``--sloppy`` stands for, where the options do not say otherwise."""
 
 _ONLY_COMMAND_LINE = ("bids_dir", "out_dir", "levels", "run_uuid")
@@ -36,8 +36,7 @@ def make_config(namespace: argparse.Namespace) -> Config:
     values |= given
     if isinstance(values.get("derivatives"), list):
         values["derivatives"] = _derivatives(values["derivatives"])
-    _reject_later(values)
-    if values.get("init", "random") != "random":
+    if values.get("init", "random") not in STARTS:
         values["init"] = str(Path(values["init"]).absolute())  # nodes run in folders of their own
     if values.get("sloppy"):
         values = SLOPPY | values
@@ -46,7 +45,10 @@ def make_config(namespace: argparse.Namespace) -> Config:
     for key, value in values.items():
         values[key] = tuple(value) if isinstance(value, list) else value
     values["levels"] = tuple(level for level in ("participant", "group") if level in values["levels"])
-    method = DenoiseOptions(**{key: values.pop(key) for key in _METHOD_FIELDS & set(values)})
+    chosen = {key: values.pop(key) for key in _METHOD_FIELDS & set(values)}
+    method = DenoiseOptions(**chosen)
+    if "init" not in chosen and not weights_file(method).is_file():
+        method = method.from_nothing()  # a network that no weights come with
     config = Config(**values, method=method)
     _check(config)
     return config
@@ -73,17 +75,15 @@ def _derivatives(texts: list[str]) -> dict[str, Path]:
     return folders
 
 
-def _reject_later(values: dict[str, Any]) -> None:
-    """Raise UsageError for what a later version will bring, so that nothing is silently left out."""
-    if values.get("init") == "pretrained":
-        raise UsageError("--init pretrained: no weights are shipped yet", "use --init random, or a file")
-
-
 def _check(config: Config) -> None:
     _check_compared(config)
     init = config.method.init
-    if init != "random" and not Path(init).is_file():
-        raise UsageError(f"--init {init}: no such file", "use random, or the path of a weights file")
+    if init not in STARTS and not Path(init).is_file():
+        raise UsageError(
+            f"--init {init}: no such file", "use pretrained, random, or the path of a weights file"
+        )
+    if init == "pretrained":
+        shipped_weights(config.method)
     if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+", config.device):
         raise UsageError(f"--device {config.device}: expected auto, cpu, cuda or cuda:N")
     if config.device.startswith("cuda:") and config.gpu_ids:

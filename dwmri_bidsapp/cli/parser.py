@@ -7,24 +7,25 @@ tell what the user typed (it wins) from what nobody said.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..config import PACKAGE, Config
-from ..options import DenoiseOptions
+from ..options import AUTOMATIC, LEARNING_RATES, STEPS, DenoiseOptions
 
 SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
     "simulate": "write a simulated BIDS dataset with known truth to OUT_DIR",
 }
-LATER_SUBCOMMANDS = ("train-weights",)
 
 _EPILOG = f"""
 other commands:
   {PACKAGE} demo OUT_DIR        {SUBCOMMANDS["demo"]}
   {PACKAGE} simulate OUT_DIR    {SUBCOMMANDS["simulate"]}
   {PACKAGE} benchmark OUT_DIR   put denoisers side by side on simulated runs
+  {PACKAGE} train-weights FILE  make weights for --init, from simulated runs and from your own
 
 exit codes: 0 done, 1 a run failed (the others were finished), 2 bad arguments, 64 usage,
 65 bad data, 70 the workflow could not be built, 74 input/output, 75 try again (out of memory),
@@ -43,7 +44,12 @@ class _Group:
         """Add an option; ``settings`` are those of ``add_argument``."""
         key = settings.get("dest") or flags[-1].lstrip("-").replace("-", "_")
         default = getattr(self._defaults, key, None)
-        if settings.get("action") is not argparse.BooleanOptionalAction and default not in (None, (), 0):
+        if settings.get("action") is not argparse.BooleanOptionalAction and default not in (
+            None,
+            (),
+            0,
+            AUTOMATIC,
+        ):
             help += f" (default: {default})"
         self._group.add_argument(*flags, default=argparse.SUPPRESS, help=help, **settings)
 
@@ -154,6 +160,10 @@ def _add_bids_options(group: _Group) -> None:
     group.add("--noise-map", type=Path, metavar="FILE", help="noise standard deviation, for one run")
 
 
+def _by_start(defaults: Mapping[str, float]) -> str:
+    return f"default: {defaults['pretrained']}, or {defaults['random']} with --init random"
+
+
 def _add_method_options(group: _Group) -> None:
     group.add("--model", choices=("multiscale", "denoiser"), help="network")
     group.add("--loss", choices=("edge-aware", "l1", "mse"), help="loss")
@@ -161,12 +171,14 @@ def _add_method_options(group: _Group) -> None:
     group.add("--beta", type=float, metavar="W", help="weight of the gradient term of the loss")
     group.add("--base-filters", type=int, metavar="N", help="features at full resolution")
     group.add("--init", metavar="{pretrained,random,PATH}", help="weights to start from")
-    group.add("--max-steps", type=int, metavar="N", help="most steps of training; 0: none at all")
+    group.add("--max-steps", type=int, metavar="N",
+              help=f"most steps of training; 0: none at all ({_by_start(STEPS)})")  # fmt: skip
     group.add("--batch-size", type=int, metavar="N", help="patches of one forward pass")
     group.add("--block", type=int, metavar="N", help="edge of a block of the local PCA, in voxels")
     group.add("--patch-size", type=int, metavar="N", help="edge of a patch, in voxels")
     group.add("--accumulation-steps", type=int, metavar="N", help="forward passes of one step")
-    group.add("--learning-rate", type=float, metavar="RATE", help="highest learning rate")
+    group.add("--learning-rate", type=float, metavar="RATE",
+              help=f"highest learning rate ({_by_start(LEARNING_RATES)})")  # fmt: skip
     group.add("--schedule", choices=("one-cycle", "plateau"), help="course of the learning rate")
     group.switch("--mixed-precision", help="16-bit arithmetic where the device gains by it")
     group.add("--compare", nargs="+", metavar="METHOD",

@@ -35,9 +35,9 @@ class Blend:
     scale: float
 
 
-def noise_variance_of(prediction_xyz: Tensor, table: Tensor) -> Tensor:
-    """Variance of Rician magnitudes whose signal is the prediction, in SNR units."""
-    return table[(prediction_xyz.clamp(0.0, 30.0) * 20.0).round().long()]
+def look_up(prediction: Tensor, table: Tensor) -> Tensor:
+    """Entries of a table of :mod:`.noise`, the variance or the bias of magnitudes, at predictions in SNR units."""
+    return table[(prediction.clamp(0.0, 30.0) * 20.0).round().long()]
 
 
 def calibrate(residuals: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Blend:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import BadDataError, TryAgainError, UsageError
 from ..gradients import Gradients
-from ..options import DenoiseOptions
+from ..options import DenoiseOptions, shipped_weights
 from .blind import blind_local_pca, bounding_box
 from .context import N_CHANNELS, N_COORDINATES, build_context
 from .hardware import choose_device, choose_precision
@@ -161,7 +161,7 @@ def _denoise(
     sigma_xyz = _noise_level(dwi_xyzv, mask_xyz, given_sigma_xyz, warnings)
     watch.lap("noise")
 
-    snr = _to_snr(dwi_xyzv[box], sigma_xyz[box], mask)
+    snr = to_snr_units(dwi_xyzv[box], sigma_xyz[box], mask)
     roles = _roles(gradients, options)
     pca_vn = overcomplete_local_pca(snr, mask, device=device) if options.blend else None
     watch.lap("local_pca")
@@ -181,7 +181,9 @@ def _denoise(
         )
     watch.lap("training")
 
-    reconstruction = Reconstruction(context, base, pca_vn, model, mask, precision)
+    reconstruction = Reconstruction(
+        context, base, pca_vn, model, mask, precision, floor_stays=options.bias_correction == "none"
+    )
     if overwrite:
         result_xyzv = np.asarray(dwi_xyzv, dtype=np.float32)
     else:
@@ -275,7 +277,7 @@ def _noise_level(
     return np.maximum(sigma_xyz, np.float32(floor))
 
 
-def _to_snr(dwi_xyzv: NDArray[np.floating], sigma_xyz: NDArray[np.float32], mask_xyz: Tensor) -> Tensor:
+def to_snr_units(dwi_xyzv: NDArray[np.floating], sigma_xyz: NDArray[np.float32], mask_xyz: Tensor) -> Tensor:
     """(V, X, Y, Z) float16 data in units of the noise, zero outside the mask."""
     scale = torch.from_numpy(1.0 / sigma_xyz) * mask_xyz
     snr = torch.empty((dwi_xyzv.shape[3], *dwi_xyzv.shape[:3]), dtype=torch.float16)
@@ -302,8 +304,9 @@ def make_model(options: DenoiseOptions) -> nn.Module:
         else:
             model = DenoiserNet(N_CHANNELS, 1, options.base_filters)
     if options.init != "random":
+        path = shipped_weights(options) if options.init == "pretrained" else options.init
         try:
-            model.load_state_dict(torch.load(options.init, map_location="cpu", weights_only=True))
+            model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # what is no weights file fails in many ways, IndexError among them
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(

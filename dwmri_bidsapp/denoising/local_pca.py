@@ -55,7 +55,7 @@ def overcomplete_local_pca(
     data_nv = torch.stack([volume[mask_xyz] for volume in snr_vxyz], dim=1).to(device)
     total_nv = torch.zeros(data_nv.shape, device=device)
     weight_n = torch.zeros(len(data_nv), device=device)
-    windows_ws, _ = cut_windows(mask_xyz, edge, edge // 2)
+    windows_ws = cut_windows(mask_xyz, edge, edge // 2)
     for index_ws in windows_ws.to(device).split(WINDOWS_AT_ONCE):
         inside_ws = index_ws >= 0
         estimate_wsv, rank_w = _project(data_nv, index_ws)

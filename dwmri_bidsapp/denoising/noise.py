@@ -26,7 +26,10 @@ Floats = NDArray[np.floating]
 
 # signal-to-noise ratio above which the Rician correction factor is 1 to four digits
 HIGH_SNR = 30.0
+TABLE_SNR = np.arange(0, 601) * 0.05
 WINDOWS_AT_ONCE = 128
+# standard deviation of the smoothing of the noise map, in steps from window to window
+SMOOTHING = 0.5
 
 
 def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -57,6 +60,8 @@ def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArr
     variances, moments = [], []
     for part_ws in index_ws.split(WINDOWS_AT_ONCE):
         _, mean_wv, cov_wvv, count_w = window_moments(data_nv, part_ws)
+        # LAPACK finds NaN among numbers next to nothing, which exactly low-rank data leave
+        cov_wvv.diagonal(dim1=1, dim2=2).add_(1e-10)
         variances.append(noise_variance(torch.linalg.eigvalsh(cov_wvv), count_w))
         share_w1 = (count_w / (count_w + 1))[:, None]
         moments.append(cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square())
@@ -72,13 +77,13 @@ def _window_edge(n_volumes: int) -> int:
 
 
 def _full_windows(mask_xyz: Tensor, edge: int, n_volumes: int) -> tuple[Tensor, Tensor]:
-    """Windows that lie well inside the mask, and their centres; one that holds the whole mask if there is none."""
-    index_ws, centre_w3 = cut_windows(mask_xyz, edge, max(2, edge // 2))
-    full_w = (index_ws >= 0).sum(dim=1) >= max(2 * n_volumes, edge**3 // 2)
-    if bool(full_w.any()):
-        return index_ws[full_w], centre_w3[full_w]
-    middle = torch.tensor([[(n - 1) / 2 for n in mask_xyz.shape]])
-    return torch.arange(int(mask_xyz.sum()))[None], middle
+    """Windows well inside the mask, and the centres (W, 3) of their voxels; the whole mask if there is none."""
+    index_ws = cut_windows(mask_xyz, edge, max(2, edge // 2))
+    full_w = (index_ws >= 0).sum(dim=1) >= max(2 * n_volumes, edge**3 // 3)
+    index_ws = index_ws[full_w] if bool(full_w.any()) else torch.arange(int(mask_xyz.sum()))[None]
+    inside_ws1 = (index_ws >= 0)[:, :, None]
+    places_ws3 = mask_xyz.nonzero()[index_ws.clamp(min=0)] * inside_ws1
+    return index_ws, places_ws3.sum(dim=1) / inside_ws1.sum(dim=1)
 
 
 def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
@@ -97,18 +102,21 @@ def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
         (W,) noise variance, in units of the eigenvalues.
     """
     n_variables = values_wv.shape[1]
+    values_wv = values_wv.clamp(min=0.0)  # rounding leaves some just below
     ratio_w = n_variables / count_w
     # with fewer samples than variables all but that many eigenvalues are zero
     nonzero_w = count_w.clamp(max=n_variables)
     middle_w = (n_variables - (nonzero_w + 1) / 2).long().clamp(min=0)
-    median_w = values_wv.gather(1, middle_w[:, None])[:, 0].clamp(min=0.0)
+    median_w = values_wv.gather(1, middle_w[:, None])[:, 0]
     start_w = median_w / (
         ratio_w.clamp(min=1.0) * _marchenko_pastur_median(torch.minimum(ratio_w, 1 / ratio_w))
     )
     variance_w = start_w
+    # what float32 tells from nothing
+    least_w = (1e-7 * values_wv[:, -1]).clamp(min=1e-30)
     may_be_signal_v = torch.arange(n_variables) >= n_variables - n_variables // 2
     for _ in range(10):
-        scaled_wv = values_wv / variance_w.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        scaled_wv = values_wv / torch.maximum(variance_w, least_w)[:, None]
         true_wv = debias_eigenvalues(scaled_wv, ratio_w[:, None])
         signal_wv = (true_wv > 1.0) & may_be_signal_v
         # a signal's sample eigenvalue holds this much of the noise (Donoho, Gavish & Johnstone 2018, eq. 1.9)
@@ -226,7 +234,7 @@ def _spread_to_voxels(
     np.add.at(weight, index, 1.0)
     np.add.at(total, index, np.log(np.maximum(sigma_w, np.finfo(float).tiny)))
     smooth_w, smooth_t = (
-        ndimage.gaussian_filter(a, 1.5, mode="constant", truncate=6.0) for a in (weight, total)
+        ndimage.gaussian_filter(a, SMOOTHING, mode="constant", truncate=6.0) for a in (weight, total)
     )
     known = smooth_w > 1e-4 * smooth_w.max()
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
@@ -261,6 +269,10 @@ def check_noise_map(sigma_xyz: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[n
 
 def rician_variance_table(device: str | torch.device = "cpu") -> Tensor:
     """:func:`rician_variance_factor` at 0, 0.05, 0.1, … up to 30, for quick look-up."""
-    return torch.as_tensor(
-        rician_variance_factor(np.arange(0, 601) * 0.05), dtype=torch.float32, device=device
-    )
+    return torch.as_tensor(rician_variance_factor(TABLE_SNR), dtype=torch.float32, device=device)
+
+
+def rician_bias_table(device: str | torch.device = "cpu") -> Tensor:
+    """What a mean magnitude lies above its signal, for magnitudes of 0, 0.05, 0.1, … up to 30 sigma."""
+    bias = TABLE_SNR - correct_rician_bias(TABLE_SNR, np.ones(1))
+    return torch.as_tensor(bias, dtype=torch.float32, device=device)

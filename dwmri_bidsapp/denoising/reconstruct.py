@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .blend import Blend, calibrate, error_variance, noise_variance_of
+from .blend import Blend, calibrate, error_variance, look_up
 from .blind import BlindBase
 from .context import Context
 from .hardware import Precision
-from .noise import rician_variance_table
+from .noise import rician_bias_table, rician_variance_table
 from .predict import predict_volume, tiles_of
 
 # share of the local PCA's estimate; chosen on two phantoms, see docs/research-log.md
 PCA_SHARE = 0.5
+# between the expected error and the one found on five phantoms, see docs/research-log.md
+ERROR_FACTOR = 1.12
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Reconstruction:
         (X, Y, Z) bool.
     precision
         Number format of the forward pass.
+    floor_stays
+        Whether the result keeps the noise floor of magnitudes, which then counts as an error.
 
     Attributes
     ----------
@@ -51,10 +55,12 @@ class Reconstruction:
     model: nn.Module
     mask_xyz: Tensor
     precision: Precision
+    floor_stays: bool = True
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
         self._table = rician_variance_table(self.context.device)
+        self._bias_table = rician_bias_table(self.context.device)
         self._variance_n = torch.zeros(int(self.mask_xyz.sum()), device=self.context.device)
         self._n_dwi = 0
 
@@ -78,13 +84,9 @@ class Reconstruction:
                 yield v, own_n + PCA_SHARE * (other_n - own_n)
 
     def uncertainty(self) -> Tensor:
-        """Expected error of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units.
-
-        The standard deviation of the blended prediction's error; averaging with the local PCA makes the true
-        error smaller.
-        """
+        """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
         image = torch.zeros(self.mask_xyz.shape, device=self.context.device)
-        image[self.mask_xyz] = (self._variance_n / max(1, self._n_dwi)).sqrt()
+        image[self.mask_xyz] = ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt()
         return image
 
     def _measured(self, volume: int) -> Tensor:
@@ -96,13 +98,13 @@ class Reconstruction:
 
     def _residuals(self, volume: int, p_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         square_n = (self._measured(volume) - p_n).square()
-        return square_n, noise_variance_of(p_n, self._table), self._expected(volume)[self.mask_xyz]
+        return square_n, look_up(p_n, self._table), self._expected(volume)[self.mask_xyz]
 
     def _blended(self, volume: int, p_n: Tensor, blend: Blend) -> Tensor:
         """The prediction moved towards the measurement by what its error allows."""
         prediction = torch.zeros(self.mask_xyz.shape, device=p_n.device)
         prediction[self.mask_xyz] = p_n
-        noise = noise_variance_of(prediction, self._table)
+        noise = look_up(prediction, self._table)
         measured = self.context.snr_vxyz[volume].float()
         variance = error_variance(measured, prediction, self._expected(volume), noise, self.mask_xyz, blend)[
             self.mask_xyz
@@ -110,5 +112,7 @@ class Reconstruction:
         noise_n = noise[self.mask_xyz]
         if self.context.shell[volume] > 0:
             self._variance_n += variance * noise_n / (variance + noise_n)
+            if self.floor_stays:
+                self._variance_n += look_up(p_n, self._bias_table).square()
             self._n_dwi += 1
         return p_n + variance / (variance + noise_n) * (self._measured(volume) - p_n)

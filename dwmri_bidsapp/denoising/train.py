@@ -117,7 +117,7 @@ def masks_of(mask_xyz: Tensor, boxes: list[Box]) -> Tensor:
     return torch.stack([mask_xyz[box][None] for box in boxes])
 
 
-def _learning_rate(step: int, max_steps: int) -> float:
+def one_cycle(step: int, max_steps: int) -> float:
     """Factor of the one-cycle schedule: linear warm-up, then a cosine to nearly nothing."""
     warm = max(1, round(WARM_UP * max_steps))
     if step < warm:
@@ -260,7 +260,7 @@ class _State:
 
     def _factor(self) -> float:
         if self.options.schedule == "one-cycle":
-            return _learning_rate(self.record.steps, self.options.max_steps)
+            return one_cycle(self.record.steps, self.options.max_steps)
         warm = max(1, round(WARM_UP * self.options.max_steps))
         return min(1.0, (self.record.steps + 1) / warm) * self.plateau_factor
 

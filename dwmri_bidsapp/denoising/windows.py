@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> tuple[Tensor, Tensor]:
+def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
     """Cubes that cover the mask, overlapping where ``step`` is less than ``edge``.
 
     Parameters
@@ -23,11 +23,9 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> tuple[Tensor, Tensor]
 
     Returns
     -------
-    index_ws : Tensor
+    Tensor
         (W, edge³) index of each voxel among those of the mask, in the order of ``mask_xyz.nonzero()``; -1 outside the
         mask. No window is empty.
-    centre_w3 : Tensor
-        (W, 3) centres in voxels.
     """
     index = torch.full(mask_xyz.shape, -1, dtype=torch.int64)
     index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()))
@@ -37,10 +35,8 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> tuple[Tensor, Tensor]
     windows = F.pad(index, pad, value=-1)
     for axis in range(3):
         windows = windows.unfold(axis, edge, step)
-    corner_w3 = torch.cartesian_prod(*(torch.arange(n) * step - step for n in windows.shape[:3]))
-    windows = windows.reshape(len(corner_w3), edge**3)
-    used = (windows >= 0).any(dim=1)
-    return windows[used], corner_w3[used] + (edge - 1) / 2
+    windows = windows.reshape(-1, edge**3)
+    return windows[(windows >= 0).any(dim=1)]
 
 
 def window_moments(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,129 @@
+"""``train-weights``: the weights that ``--init`` starts from, out of simulated runs and of one's own datasets."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..config import PACKAGE, Config
+from ..errors import BadDataError, InputOutputError, UsageError
+
+if TYPE_CHECKING:
+    from ..denoising.pretrain import TrainingRun
+    from ..pretraining import PretrainingConfig
+
+
+def build_train_weights_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``dwmri-bidsapp train-weights``."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PACKAGE} train-weights",
+        description="Train weights to start from (--init FILE) on simulated runs, which are drawn anew, and on runs of "
+        "BIDS datasets of your own. Writes FILE, and beside it FILE.json: what it was made of.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("out_file", type=Path, metavar="FILE", help="weights to write, such as mine.pt")
+    add(
+        "--config-file",
+        type=Path,
+        metavar="TOML",
+        help="fields of PretrainingConfig (default: those of the package)",
+    )
+    add("--bids-dir", nargs="+", type=Path, default=[], metavar="BIDS_DIR",
+        help="datasets to learn from as well, without any clean reference; they are only read")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="in place of the file's")
+    add("--n-runs", type=int, metavar="N", help="simulated runs, in place of the file's")
+    add("--random-seed", type=int, metavar="N", help="in place of the file's")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    return parser
+
+
+def train_weights_command(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    namespace = build_train_weights_parser().parse_args(arguments)
+    import torch
+
+    from ..denoising.hardware import choose_device
+    from ..pretraining import PretrainingConfig, draw_run, read_pretraining_config, train_weights
+
+    config = read_pretraining_config(namespace.config_file) if namespace.config_file else PretrainingConfig()
+    given = {key: getattr(namespace, key) for key in ("steps", "n_runs", "random_seed")}
+    config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+    if config.steps < 1 or config.n_runs < 0 or not (config.n_runs or namespace.bids_dir):
+        raise UsageError(
+            f"expected at least one step and one run, found --steps {config.steps} and --n-runs {config.n_runs}"
+        )
+    if namespace.threads:
+        torch.set_num_threads(namespace.threads)
+    device = str(choose_device(namespace.device))
+    start = time.perf_counter()
+    runs = []
+    for index in range(config.n_runs):
+        runs.append(draw_run(config, index))
+        if (index + 1) % 20 == 0 or index + 1 == config.n_runs:
+            print(f"{PACKAGE}: {index + 1} of {config.n_runs} runs simulated", flush=True)
+    own = [run for bids_dir in namespace.bids_dir for run in _own_runs(bids_dir, config)]
+    print(f"{PACKAGE}: training on {len(runs)} simulated runs and {len(own)} of your own", flush=True)
+    history: list[tuple[int, float]] = []
+
+    def report(step: int, ratio: float) -> None:
+        history.append((step, round(ratio, 4)))
+        print(f"{PACKAGE}: step {step} of {config.steps}, error {ratio:.3f} of the blind base's", flush=True)
+
+    weights = train_weights(config, runs + own, device=device, report=report)
+    _write(namespace.out_file, weights, {
+        "Description": "Weights of dwmri-bidsapp, made by its command train-weights",
+        "GeneratedBy": {"Name": PACKAGE, "Version": __version__},
+        "Configuration": dataclasses.asdict(config),
+        "SimulatedRuns": len(runs),
+        "OwnRuns": len(own),
+        "Weights": sum(value.numel() for value in weights.values()),
+        "Device": device,
+        "Seconds": round(time.perf_counter() - start),
+        "ErrorOverBlindBase": dict(history),
+    })  # fmt: skip
+    print(f"{PACKAGE}: done: {namespace.out_file}", flush=True)
+    return 0
+
+
+def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:
+    """All runs of a dataset that can be used; what cannot be is told."""
+    from ..bids import find_runs
+    from ..preparation import open_series, prepare_run, read_series
+    from ..pretraining import measured_run
+
+    found, unusable = find_runs(Config(bids_dir=bids_dir, out_dir=Path(tempfile.gettempdir())))
+    for error in unusable:
+        print(f"{PACKAGE}: left out: {error}", flush=True)
+    runs = []
+    for run in found:
+        try:
+            prepared = prepare_run(run.dwi, run.bval, run.bvec, mask_file=run.mask)
+            series_xyzv = read_series(open_series(run.dwi), run.dwi)
+            runs.append(measured_run(series_xyzv, prepared.mask_xyz, prepared.gradients, config))
+        except BadDataError as error:
+            print(f"{PACKAGE}: left out: {run.dwi}: {error}", flush=True)
+    return runs
+
+
+def _write(path: Path, weights: dict[str, Any], card: dict[str, Any]) -> None:
+    """Write the weights and their card, whole or not at all."""
+    import torch
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        torch.save(weights, partial)
+        os.replace(partial, path)
+        path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be written: {error.strerror}") from error
