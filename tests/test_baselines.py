@@ -44,6 +44,15 @@ def test_the_error_falls_inside_and_nothing_changes_outside(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("n_volumes", [20, 22, 24])  # all, all but two, all but four of DIPY's fifths
+def test_patch2self_gives_every_volume_back_in_its_place(n_volumes: int) -> None:
+    clean, noisy, gradients, mask = smooth_run()
+    kept = np.arange(n_volumes)
+    denoised = BASELINES["patch2self"](noisy[..., kept], gradients.select(kept), mask)
+    error_v = (denoised - clean[..., kept])[mask].std(axis=0)
+    assert (error_v[4:] < SIGMA).all(), error_v.round(1)
+
+
 def test_patch2self_is_told_which_volumes_are_b0() -> None:
     _, noisy, gradients, mask = smooth_run()
     low = Gradients.from_arrays(np.where(gradients.b0, 30.0, 40.0), gradients.bvecs + 1e-9, b0_threshold=35)

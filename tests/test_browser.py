@@ -114,13 +114,12 @@ def test_the_sphere_is_drawn_when_the_reader_comes_near_and_can_be_turned(
     )
 
 
-@pytest.mark.parametrize("look", ["light", "dark", "print", "narrow"])
+@pytest.mark.parametrize("look", ["light", "dark", "print", "print-dark", "narrow"])
 def test_pages_fit_every_look(tab: Any, subject_page: Path, look: str) -> None:
     if look == "narrow":
         tab.set_viewport_size({"width": 480, "height": 900})
-    tab.emulate_media(
-        color_scheme="dark" if look == "dark" else "light", media="print" if look == "print" else "screen"
-    )
+    scheme, media = "dark" if "dark" in look else "light", "print" if "print" in look else "screen"
+    tab.emulate_media(color_scheme=scheme, media=media)
     for page in (subject_page, write_group_report(subject_page.parent)):
         tab.goto(page.as_uri())
         if page.name == "group.html":
@@ -131,11 +130,13 @@ def test_pages_fit_every_look(tab: Any, subject_page: Path, look: str) -> None:
         )
         picture(tab, f"{page.stem}-{look}")
         buttons = tab.locator(".controls, .tools").first
-        assert buttons.is_visible() == (look != "print")
+        assert buttons.is_visible() == ("print" not in look)
         ink, paper = (
             tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor")
         )
-        assert (brightness(ink) > brightness(paper)) == (look == "dark")
+        assert (brightness(ink) > brightness(paper)) == (look == "dark"), "paper is white for every reader"
+        notice = tab.locator(".notice").first.evaluate("notice => getComputedStyle(notice).backgroundColor")
+        assert (brightness(notice) < 300) == (look == "dark")
 
 
 def brightness(colour: str) -> float:
