@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blind import BlindBase, blind_local_pca, bounding_box, debias_eigenvalues
+from dwmri_bidsapp.denoising.blind import BlindBase, blind_local_pca, bounding_box
+from dwmri_bidsapp.denoising.windows import debias_eigenvalues
 
 
 def low_rank_run(

@@ -259,9 +259,11 @@ def test_links_between_the_pages_lead_somewhere() -> None:
 
 
 def test_usage_page_has_every_option_and_no_other() -> None:
+    from dwmri_bidsapp.cli.benchmark import build_benchmark_parser
     from dwmri_bidsapp.cli.parser import build_parser, build_subcommand_parser
 
-    parsers = [build_parser(), build_subcommand_parser("demo"), build_subcommand_parser("simulate")]
+    datasets = [build_subcommand_parser(command) for command in ("demo", "simulate")]
+    parsers = [build_parser(), build_benchmark_parser(), *datasets]
     actions = [action for parser in parsers for action in parser._actions if action.option_strings]
     explained = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", (ROOT / "docs" / "usage.md").read_text()))
     forgotten = [action.option_strings for action in actions if not explained & set(action.option_strings)]

@@ -103,8 +103,9 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         "gpu_ids": config.gpu_ids,
         "omp_nthreads": config.omp_nthreads,
         "n_procs": all_procs or config.omp_nthreads,
-        "mem_gb": 1.0 + 4 * size_gb,
-        "work_dir": config.work_dir,
+        "mem_gb": memory_gb(run.dwi),
+        # Of this call alone: cuda:0 is another device to another job that shares the work folder.
+        "lock_dir": config.work_dir / "locks" / config.run_uuid,
     }
     denoise_wf = init_denoise_wf(
         method=config.method,
@@ -228,6 +229,11 @@ def series_gb(dwi_file: Path) -> float:
     except (OSError, EOFError, nb.filebasedimages.ImageFileError):
         # The first node of the run will say what is wrong with the file.
         return 0.5
+
+
+def memory_gb(dwi_file: Path) -> float:
+    """Return the most memory that denoising a series takes, in GB."""
+    return 1.0 + 4 * series_gb(dwi_file)
 
 
 def _same(*fields: str) -> list[tuple[str, str]]:

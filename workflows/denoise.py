@@ -25,7 +25,7 @@ def init_denoise_wf(
     omp_nthreads: int,
     n_procs: int,
     mem_gb: float,
-    work_dir: Path,
+    lock_dir: Path,
     checkpoint_dir: Path,
     name: str = "denoise_wf",
 ) -> Workflow:
@@ -47,8 +47,8 @@ def init_denoise_wf(
         CPUs that nothing else may use meanwhile.
     mem_gb
         Memory that is expected to be needed, in GB.
-    work_dir
-        Where all runs keep the locks of the CUDA devices.
+    lock_dir
+        Where all runs of the call keep the locks of the CUDA devices.
     checkpoint_dir
         Where an interrupted training is continued from.
     name
@@ -85,7 +85,7 @@ def init_denoise_wf(
             output_dtype=output_dtype,
             use_gpu=bool(gpu_ids),
             gpu_ids=list(gpu_ids),
-            lock_dir=str(work_dir / "locks"),
+            lock_dir=str(lock_dir),
             checkpoint_dir=str(checkpoint_dir),
             num_threads=omp_nthreads,
         ),

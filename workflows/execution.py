@@ -16,8 +16,10 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from ..bids import DwiRun
 from ..config import Config
 from ..errors import BadDataError, DwmriError, InputOutputError, RunFailed, TryAgainError, WorkflowError
+from ..gpus import too_small
 from ..interfaces.base import ERROR_FILE, as_dwmri_error, read_error
-from .base import TOP, init_dwmri_wf, run_workflow_name
+from ..stopping import raise_if_stopped
+from .base import TOP, init_dwmri_wf, memory_gb, run_workflow_name
 from .plugins import make_plugin
 
 LOGGER = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ def run_participant_level(config: Config, runs: Sequence[DwiRun]) -> list[RunOut
     """
     errors = {run.label: error for run in runs if (error := _unreadable(run))}
     usable = [run for run in runs if run.label not in errors]
+    for line in (
+        too_small({run.label: memory_gb(run.dwi) for run in usable}, config.gpu_ids) if config.gpu_ids else []
+    ):
+        LOGGER.warning(line)
     if usable:
         errors |= _execute(config, usable)
     return [
@@ -97,8 +103,9 @@ def _execute(config: Config, runs: Sequence[DwiRun]) -> dict[str, DwmriError]:
         except Exception as error:  # Nipype raises one for all; what each run has to say is on disk
             LOGGER.debug("Nipype stopped with an error", exc_info=True)
             stopped = error
-            if config.stop_on_first_crash:
-                break
+        raise_if_stopped()
+        if stopped and config.stop_on_first_crash:
+            break
     return {
         run.label: _error_of(run, folders[run.label], config, stopped)
         for run in runs

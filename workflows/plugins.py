@@ -25,6 +25,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from ..config import Config
 from ..errors import DwmriError, RunFailed, TryAgainError, UsageError
 from ..interfaces.base import write_error
+from ..stopping import GRACE_S
 
 _NIPYPE_LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 # Imported once, before the nodes' processes are forked off; none of it starts threads or touches a GPU.
@@ -71,7 +72,10 @@ class GuardedMultiProcPlugin(MultiProcPlugin):
             super().run(graph, config, updatehash=updatehash)
         finally:
             for task in self._task_obj.values():
-                _end(task)
+                if task.process.is_alive():
+                    task.process.terminate()
+            for task in self._task_obj.values():
+                _kill_unless_ended(task)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
@@ -208,13 +212,18 @@ def _unexpected_end(task: _Task) -> DwmriError:
 
 
 def _end(task: _Task) -> None:
-    task.receiver.close()
     if task.process.is_alive():
         task.process.join(timeout=1)
     if task.process.is_alive():
         task.process.terminate()
-        task.process.join(timeout=5)
+    _kill_unless_ended(task)
+
+
+def _kill_unless_ended(task: _Task) -> None:
+    # A training that was told to stop writes its checkpoint first.
+    task.process.join(timeout=GRACE_S + 2)
     if task.process.is_alive():
         task.process.kill()
         task.process.join()
+    task.receiver.close()
     task.process.close()

@@ -6,14 +6,13 @@ import errno
 import signal
 import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
 from ..errors import DwmriError, InputOutputError, TryAgainError, UsageError, WorkflowError
+from ..stopping import Stopped, signals_stop
 
 INTERRUPTED = 130
 _PROGRAM = "dwmri-bidsapp"
@@ -37,8 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = sum(word.count("v") for word in arguments if word in ("-v", "-vv", "-vvv", "--verbose"))
     crash_dir = [Path(tempfile.gettempdir())]
     try:
-        with _sigterm_interrupts():
+        with signals_stop():
             return _dispatch(arguments, crash_dir)
+    except Stopped as stopped:
+        by_hand = str(stopped) == signal.SIGINT.name
+        _say(
+            f"{'interrupted' if by_hand else f'stopped by {stopped}'}: give the same command again to continue"
+        )
+        return INTERRUPTED if by_hand else TryAgainError.exit_code
     except KeyboardInterrupt:
         _say("interrupted: give the same command again to continue")
         return INTERRUPTED
@@ -60,12 +65,17 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
     command = arguments[0] if arguments else ""
     if command in LATER_SUBCOMMANDS:
         raise UsageError(
-            f"{command} does not work yet", "it is not in this version; there are demo and simulate"
+            f"{command} does not work yet",
+            "it is not in this version; there are demo, simulate and benchmark",
         )
     if command in ("demo", "simulate"):
         from .demo import run_subcommand
 
         return run_subcommand(command, arguments[1:])
+    if command == "benchmark":
+        from .benchmark import benchmark
+
+        return benchmark(arguments[1:])
     from .options import make_config
 
     config = make_config(build_parser().parse_args(arguments))
@@ -108,16 +118,3 @@ def _write_crash_file(crash_dir: Path) -> Path | None:
 
 def _say(message: str) -> None:
     print(f"{_PROGRAM}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the program as Ctrl-C does: children end, the last line is printed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

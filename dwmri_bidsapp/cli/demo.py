@@ -41,6 +41,10 @@ def simulate(namespace: argparse.Namespace) -> int:
         voxel_size=namespace.voxel_size,
         snr=namespace.snr,
         kind=namespace.noise,
+        sigma_spread=namespace.sigma_spread,
+        family=namespace.family,
+        lesions=namespace.lesions,
+        motion=namespace.motion,
         seed=namespace.simulation_seed,
     )
     print(f"{PACKAGE}: done: {len(labels)} participants simulated, see {namespace.out_dir}")

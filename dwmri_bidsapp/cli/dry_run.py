@@ -11,6 +11,7 @@ import nibabel as nb
 from ..bids import find_runs
 from ..config import PACKAGE, Config
 from ..errors import RunFailed
+from ..gpus import too_small
 from ..options import DenoiseOptions
 
 # Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more, a GPU far less.
@@ -43,6 +44,7 @@ def dry_run(config: Config) -> int:
     runs, problems = find_runs(config)
     errors = [str(problem) for problem in problems]
     total = 0.0
+    memory_gb: dict[str, float] = {}
     print(f"{'run':40} {'shape':>18} {'memory GB':>10} {'minutes':>8}")
     for run in runs:
         try:
@@ -52,8 +54,11 @@ def dry_run(config: Config) -> int:
             continue
         expected = expect(shape, config.method, config.omp_nthreads)
         total += expected.minutes
+        memory_gb[run.label] = expected.memory_gb
         size = "x".join(map(str, shape))
         print(f"{run.label:40} {size:>18} {expected.memory_gb:10.1f} {expected.minutes:8.1f}")
+    for line in too_small(memory_gb, config.gpu_ids) if config.device != "cpu" else []:
+        print(f"{PACKAGE}: warning: {line}")
     for text in errors:
         print(f"{PACKAGE}: error: {' '.join(text.split())}", file=sys.stderr)
     print(

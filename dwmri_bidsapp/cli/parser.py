@@ -18,12 +18,13 @@ SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
     "simulate": "write a simulated BIDS dataset with known truth to OUT_DIR",
 }
-LATER_SUBCOMMANDS = ("train-weights", "benchmark")
+LATER_SUBCOMMANDS = ("train-weights",)
 
 _EPILOG = f"""
 other commands:
   {PACKAGE} demo OUT_DIR        {SUBCOMMANDS["demo"]}
   {PACKAGE} simulate OUT_DIR    {SUBCOMMANDS["simulate"]}
+  {PACKAGE} benchmark OUT_DIR   put denoisers side by side on simulated runs
 
 exit codes: 0 done, 1 a run failed (the others were finished), 2 bad arguments, 64 usage,
 65 bad data, 70 the workflow could not be built, 74 input/output, 75 try again (out of memory),
@@ -99,6 +100,28 @@ def build_subcommand_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--noise", choices=("rician", "chi", "zero-filled"), default="rician", help="kind (default: rician)"
     )
+    parser.add_argument(
+        "--sigma-spread",
+        type=float,
+        default=0.5,
+        help="unevenness of the noise, about (highest - lowest) / mean (default: 0.5)",
+    )
+    parser.add_argument(
+        "--family",
+        choices=("brain", "geometric"),
+        default="brain",
+        help="what the anatomies are: brains, or random geometry (default: brain)",
+    )
+    parser.add_argument(
+        "--lesions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="lesions in the brains' white matter (default: yes)",
+    )
+    parser.add_argument(
+        "--motion", type=float, default=0.0, metavar="MM",
+        help="misalignment of the volumes, with eddy-like distortion (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--random-seed", type=int, default=0, dest="simulation_seed", help="(default: 0)")
     return parser
 

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .windows import debias_eigenvalues
+
 # below this number of samples a window says less than the covariance of the whole brain does
 PRIOR_SAMPLES = 8.0
 
@@ -230,27 +232,6 @@ def _precision(cov_bvv: Tensor, count_b: Tensor) -> Tensor:
     values_bv, vectors_bvv = torch.linalg.eigh(cov_bvv)
     values_bv = debias_eigenvalues(values_bv, (cov_bvv.shape[1] / count_b.clamp(min=2.0))[:, None])
     return (vectors_bvv / values_bv[:, None, :]) @ vectors_bvv.mT
-
-
-def debias_eigenvalues(values: Tensor, ratio: Tensor) -> Tensor:
-    """Population eigenvalues of the spiked covariance model with unit noise, from sample eigenvalues.
-
-    Parameters
-    ----------
-    values
-        Sample eigenvalues, any shape.
-    ratio
-        Number of variables over number of samples, broadcastable to ``values``.
-
-    Returns
-    -------
-    Tensor
-        Eigenvalues, 1 where the sample value lies in the bulk of the noise (eq. 1.10 of Donoho 2018).
-    """
-    shifted = values + 1.0 - ratio
-    signal = values > (1.0 + ratio.sqrt()) ** 2
-    root = (shifted**2 - 4.0 * values).clamp(min=0.0).sqrt()
-    return torch.where(signal, (shifted + root) / 2.0, torch.ones_like(values)).clamp(min=1.0)
 
 
 def _write_layer(base_vxyz: Tensor, samples_ijsv: Tensor, k: int, block: int) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from .windows import bulk_edge, cut_windows, window_moments
 
 SMALLEST_EDGE = 5
 WINDOWS_AT_ONCE = 256
@@ -54,10 +55,10 @@ def overcomplete_local_pca(
     data_nv = torch.stack([volume[mask_xyz] for volume in snr_vxyz], dim=1).to(device)
     total_nv = torch.zeros(data_nv.shape, device=device)
     weight_n = torch.zeros(len(data_nv), device=device)
-    for index_ws in _windows(mask_xyz, edge).to(device).split(WINDOWS_AT_ONCE):
+    windows_ws, _ = cut_windows(mask_xyz, edge, edge // 2)
+    for index_ws in windows_ws.to(device).split(WINDOWS_AT_ONCE):
         inside_ws = index_ws >= 0
-        samples_wsv = data_nv[index_ws.clamp(min=0)].float() * inside_ws[:, :, None]
-        estimate_wsv, rank_w = _project(samples_wsv, inside_ws)
+        estimate_wsv, rank_w = _project(data_nv, index_ws)
         # simple windows are the better witnesses (Manjon 2013, eq. 6)
         weight_w = 1.0 / (1.0 + rank_w)
         index = index_ws[inside_ws]
@@ -66,28 +67,10 @@ def overcomplete_local_pca(
     return (total_nv.div_(weight_n[:, None])).half().T.contiguous().cpu()
 
 
-def _windows(mask_xyz: Tensor, edge: int) -> Tensor:
-    """Indices (W, edge³) of the voxels of each window among those of the mask; -1 outside."""
-    index = torch.full(mask_xyz.shape, -1, dtype=torch.int64)
-    index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()))
-    step = edge // 2
-    pad = []
-    for n in reversed(mask_xyz.shape):
-        # windows start step voxels before the grid and reach over its end, so that every voxel lies in several
-        pad += [step, edge + step - n % step]
-    index = F.pad(index, pad, value=-1)
-    windows = index.unfold(0, edge, step).unfold(1, edge, step).unfold(2, edge, step).reshape(-1, edge**3)
-    return windows[(windows >= 0).any(dim=1)]
-
-
-def _project(samples_wsv: Tensor, inside_ws: Tensor) -> tuple[Tensor, Tensor]:
+def _project(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor]:
     """Samples projected on the components above the bulk of the noise, and the number of these."""
-    count_w = inside_ws.sum(dim=1).float()
-    mean_wv = samples_wsv.sum(dim=1) / count_w[:, None]
-    centred_wsv = (samples_wsv - mean_wv[:, None]) * inside_ws[:, :, None]
-    cov_wvv = centred_wsv.mT @ centred_wsv / (count_w - 1).clamp(min=1.0)[:, None, None]
+    centred_wsv, mean_wv, cov_wvv, count_w = window_moments(data_nv, index_ws)
     values_wv, vectors_wvv = torch.linalg.eigh(cov_wvv)
-    ratio_w = samples_wsv.shape[2] / (count_w - 1).clamp(min=1.0)
-    signal_wv = (values_wv > (1.0 + ratio_w.sqrt())[:, None].square()).float()
+    signal_wv = (values_wv > bulk_edge(data_nv.shape[1] / count_w)[:, None]).float()
     projected = (centred_wsv @ (vectors_wvv * signal_wv[:, None, :])) @ vectors_wvv.mT
     return mean_wv[:, None] + projected, signal_wv.sum(dim=1)

@@ -16,14 +16,17 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import integrate, ndimage, optimize, special
+from scipy import integrate, ndimage, special
+from torch import Tensor
 
 from ..errors import BadDataError
+from .windows import cut_windows, debias_eigenvalues, window_moments
 
 Floats = NDArray[np.floating]
 
 # signal-to-noise ratio above which the Rician correction factor is 1 to four digits
 HIGH_SNR = 30.0
+WINDOWS_AT_ONCE = 128
 
 
 def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -47,9 +50,19 @@ def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArr
     """
     n_volumes = dwi_xyzv.shape[3]
     edge = _window_edge(n_volumes)
-    centres_w3, spread_w, moment_wv = _window_spread(dwi_xyzv, mask_xyz, edge)
-    sigma_w = rician_sigma(spread_w, moment_wv)
-    return _spread_to_voxels(centres_w3, sigma_w, mask_xyz, smoothing=edge)
+    index_ws, centre_w3 = _full_windows(torch.from_numpy(np.ascontiguousarray(mask_xyz)), edge, n_volumes)
+    data_nv = torch.from_numpy(np.ascontiguousarray(dwi_xyzv[mask_xyz], dtype=np.float32))
+    unit = float(data_nv.abs().mean()) or 1.0
+    data_nv /= unit
+    variances, moments = [], []
+    for part_ws in index_ws.split(WINDOWS_AT_ONCE):
+        _, mean_wv, cov_wvv, count_w = window_moments(data_nv, part_ws)
+        variances.append(noise_variance(torch.linalg.eigvalsh(cov_wvv), count_w))
+        share_w1 = (count_w / (count_w + 1))[:, None]
+        moments.append(cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square())
+    spread_w = torch.cat(variances).sqrt().double().numpy()
+    sigma_w = unit * rician_sigma(spread_w, torch.cat(moments).double().numpy())
+    return _spread_to_voxels(centre_w3.numpy(), sigma_w, mask_xyz, smoothing=edge)
 
 
 def _window_edge(n_volumes: int) -> int:
@@ -58,72 +71,72 @@ def _window_edge(n_volumes: int) -> int:
     return int(np.clip(edge + (edge + 1) % 2, 7, 13))
 
 
-def _window_spread(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_], edge: int) -> tuple[Floats, Floats, Floats]:
-    """Centre, noise spread and mean square per volume of every window that lies well inside the mask."""
-    step = max(2, edge // 2)
-    n_volumes = dwi_xyzv.shape[3]
-    enough = max(2 * n_volumes, edge**3 // 3)
-    centres, spreads, moments = [], [], []
-    for corner in np.ndindex(*(max(1, -(-(n - edge // 2) // step)) for n in mask_xyz.shape)):
-        window = tuple(slice(c * step, c * step + edge) for c in corner)
-        inside = mask_xyz[window]
-        if np.count_nonzero(inside) < min(enough, np.count_nonzero(mask_xyz)):
-            continue
-        samples_sv = np.asarray(dwi_xyzv[window][inside], dtype=np.float64)
-        centres.append([s.start + edge / 2 - 0.5 for s in window])
-        spreads.append(np.sqrt(noise_variance(samples_sv)))
-        moments.append((samples_sv**2).mean(axis=0))
-    if not centres:
-        samples_sv = np.asarray(dwi_xyzv[mask_xyz], dtype=np.float64)
-        centres.append([n / 2 - 0.5 for n in mask_xyz.shape])
-        spreads.append(np.sqrt(noise_variance(samples_sv)))
-        moments.append((samples_sv**2).mean(axis=0))
-    return np.array(centres), np.array(spreads), np.array(moments)
+def _full_windows(mask_xyz: Tensor, edge: int, n_volumes: int) -> tuple[Tensor, Tensor]:
+    """Windows that lie well inside the mask, and their centres; one that holds the whole mask if there is none."""
+    index_ws, centre_w3 = cut_windows(mask_xyz, edge, max(2, edge // 2))
+    full_w = (index_ws >= 0).sum(dim=1) >= max(2 * n_volumes, edge**3 // 2)
+    if bool(full_w.any()):
+        return index_ws[full_w], centre_w3[full_w]
+    middle = torch.tensor([[(n - 1) / 2 for n in mask_xyz.shape]])
+    return torch.arange(int(mask_xyz.sum()))[None], middle
 
 
-def noise_variance(samples_sv: Floats) -> float:
-    """Variance of white noise in samples of a low-rank signal.
+def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
+    """Variance of white noise from the eigenvalues of sample covariances of low-rank signals.
 
     Parameters
     ----------
-    samples_sv
-        (S, V) samples by variables.
+    values_wv
+        (W, V) eigenvalues, smallest first.
+    count_w
+        (W,) degrees of freedom of each covariance.
 
     Returns
     -------
-    float
-        Noise variance, in squared units of the samples.
+    Tensor
+        (W,) noise variance, in units of the eigenvalues.
     """
-    n_samples, n_variables = samples_sv.shape
-    centred = samples_sv - samples_sv.mean(axis=0)
-    n_samples -= 1
-    gram = centred.T @ centred if n_variables <= n_samples else centred @ centred.T
-    values = np.maximum(np.linalg.eigvalsh(gram) / max(1, n_samples), 0.0)
-    ratio = n_variables / max(1, n_samples)
-    if ratio > 1.0:
-        return float(np.median(values) / (ratio * _marchenko_pastur_median(1.0 / ratio)))
-    variance = float(np.median(values)) / _marchenko_pastur_median(ratio)
+    n_variables = values_wv.shape[1]
+    ratio_w = n_variables / count_w
+    # with fewer samples than variables all but that many eigenvalues are zero
+    nonzero_w = count_w.clamp(max=n_variables)
+    middle_w = (n_variables - (nonzero_w + 1) / 2).long().clamp(min=0)
+    median_w = values_wv.gather(1, middle_w[:, None])[:, 0].clamp(min=0.0)
+    start_w = median_w / (
+        ratio_w.clamp(min=1.0) * _marchenko_pastur_median(torch.minimum(ratio_w, 1 / ratio_w))
+    )
+    variance_w = start_w
+    may_be_signal_v = torch.arange(n_variables) >= n_variables - n_variables // 2
     for _ in range(10):
-        rank = int(np.count_nonzero(values > variance * (1 + np.sqrt(ratio)) ** 2))
-        rank = min(rank, n_variables // 2)
-        noise = values[: n_variables - rank]
-        # signal directions take up rank/n of the noise of the others
-        variance = float(noise.mean() / (1.0 - rank / n_samples))
-    return variance
+        scaled_wv = values_wv / variance_w.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        true_wv = debias_eigenvalues(scaled_wv, ratio_w[:, None])
+        signal_wv = (true_wv > 1.0) & may_be_signal_v
+        # a signal's sample eigenvalue holds this much of the noise (Donoho, Gavish & Johnstone 2018, eq. 1.9)
+        share_wv = torch.where(
+            signal_wv, 1.0 + ratio_w[:, None] * true_wv / (true_wv - 1.0).clamp(min=1e-3), 0.0
+        )
+        noise_w = (values_wv * ~signal_wv).sum(dim=1)
+        variance_w = noise_w / (n_variables - share_wv.sum(dim=1)).clamp(min=1.0)
+    return torch.where(ratio_w > 1.0, start_w, variance_w)
 
 
-@lru_cache(maxsize=256)
-def _marchenko_pastur_median(ratio: float) -> float:
+@lru_cache(maxsize=1)
+def _median_table() -> tuple[Floats, Floats]:
+    """Ratios from 0 to 1 and the medians of their Marchenko-Pastur laws with unit variance."""
+    ratios = np.linspace(0.01, 1.0, 100)
+    angle = np.linspace(1e-4, np.pi, 4001)
+    medians = [1.0]
+    for ratio in ratios:
+        low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
+        x = low + (high - low) * (1 - np.cos(angle)) / 2
+        density = ((high - low) / 2 * np.sin(angle)) ** 2 / (2 * np.pi * ratio * x)
+        medians.append(np.interp(0.5, integrate.cumulative_trapezoid(density, angle, initial=0.0), x))
+    return np.concatenate([[0.0], ratios]), np.array(medians)
+
+
+def _marchenko_pastur_median(ratio: Tensor) -> Tensor:
     """Median of the Marchenko-Pastur law with unit variance, ratio in (0, 1]."""
-    low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
-
-    def density(x: float) -> float:
-        return float(np.sqrt(max((high - x) * (x - low), 0.0)) / (2 * np.pi * ratio * x))
-
-    def excess(x: float) -> float:
-        return integrate.quad(density, low, x)[0] - 0.5
-
-    return float(optimize.brentq(excess, low + 1e-9, high - 1e-9))
+    return torch.from_numpy(np.interp(ratio.numpy(), *_median_table()).astype(np.float32))
 
 
 def rician_variance_factor(snr: Floats) -> Floats:
@@ -246,7 +259,7 @@ def check_noise_map(sigma_xyz: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[n
     return sigma.astype(np.float32)
 
 
-def rician_variance_table(device: str | torch.device = "cpu") -> torch.Tensor:
+def rician_variance_table(device: str | torch.device = "cpu") -> Tensor:
     """:func:`rician_variance_factor` at 0, 0.05, 0.1, … up to 30, for quick look-up."""
     return torch.as_tensor(
         rician_variance_factor(np.arange(0, 601) * 0.05), dtype=torch.float32, device=device

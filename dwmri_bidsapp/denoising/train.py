@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..options import DenoiseOptions
+from ..stopping import stop_if_asked
 from .context import Box, Context
 from .hardware import Precision
 from .losses import make_loss
@@ -169,6 +170,7 @@ def train(
         trainer.evaluate(float("nan"))
     bad_steps = 0
     while record.steps < options.max_steps:
+        stop_if_asked(trainer.save)
         loss = trainer.step()
         record.steps += 1
         bad_steps = 0 if math.isfinite(loss) else bad_steps + 1

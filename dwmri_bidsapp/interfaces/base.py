@@ -23,6 +23,7 @@ from nipype.interfaces.base import SimpleInterface
 from numpy.typing import NDArray
 
 from ..errors import DwmriError, InputOutputError, RunFailed, TryAgainError
+from ..stopping import Stopped
 
 ERROR_FILE = "error.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -47,6 +48,9 @@ def recorded_errors(folder: Path) -> Iterator[None]:
     """Write an exception of the block to ``error.json`` in ``folder``, and let it pass."""
     try:
         yield
+    except Stopped as signal:
+        write_error(TryAgainError(f"stopped by {signal}", "give the same command again to continue"), folder)
+        raise
     except Exception as error:
         known = as_dwmri_error(error)
         write_error(known, folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpe
 
 from ..options import DenoiseOptions
 from ..preparation import load_noise_map, open_series, read_gradients, read_series
+from ..stopping import signals_wait_for_checkpoint
 from .base import RunInterface, save_image, write_json, write_tsv
 
 
@@ -60,7 +63,7 @@ class DenoiseRun(RunInterface):
         image = open_series(Path(inputs.dwi_file))
         mask_xyz = np.asanyarray(nb.load(inputs.mask_file).dataobj) > 0
         sigma_xyz = load_noise_map(Path(inputs.noise_map), image) if isdefined(inputs.noise_map) else None
-        with self._device() as device, progress_bar() as progress:
+        with self._device() as device, progress_bar() as progress, signals_wait_for_checkpoint():
             denoised = denoise(
                 read_series(image, Path(inputs.dwi_file)),
                 read_gradients(Path(inputs.gradients_file)),
@@ -92,7 +95,9 @@ class DenoiseRun(RunInterface):
     def _device(self) -> contextlib.AbstractContextManager[str]:
         if not self.inputs.use_gpu:
             return contextlib.nullcontext("cpu")
-        return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir))
+        # Each node may be a job of its own, on a machine of its own, where cuda:0 is another device.
+        place = f"{platform.node()}-{os.environ.get('SLURM_JOB_ID', '')}"
+        return gpu_slot(self.inputs.gpu_ids, Path(self.inputs.lock_dir) / place)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """How good is a denoised run? Pure functions on arrays.
 
-`truth` measures errors against a known truth, `no_reference` judges without one, `tensor` fits
-the diffusion tensors that both look at.
+`truth` measures errors against a known truth, `no_reference` judges without one; `tensor`, `kurtosis` and `peaks` fit
+what they look at.
 """
 
+from .kurtosis import has_kurtosis, mean_kurtosis
 from .no_reference import (
     edge_slope,
     edge_width,
@@ -13,6 +14,7 @@ from .no_reference import (
     residual_statistics,
     shell_means,
 )
+from .peaks import PeakFinder, can_find_peaks, make_peak_finder, peak_angle
 from .tensor import TensorMaps, dti_kfold_error, fit_tensor, tensor_volumes
 from .truth import (
     angular_error,
@@ -26,8 +28,10 @@ from .truth import (
 )
 
 __all__ = [
+    "PeakFinder",
     "TensorMaps",
     "angular_error",
+    "can_find_peaks",
     "dti_kfold_error",
     "dwi_range",
     "edge_slope",
@@ -35,9 +39,13 @@ __all__ = [
     "errors_against_truth",
     "fa_error",
     "fit_tensor",
+    "has_kurtosis",
+    "make_peak_finder",
     "md_error",
+    "mean_kurtosis",
     "neighbouring_dwi_correlation",
     "no_reference_metrics",
+    "peak_angle",
     "psnr",
     "psnr_by_volume",
     "repeat_spread",

@@ -89,8 +89,8 @@ def fit_tensor(
     _check_fit(gradients, mask_xyz)
     volumes = tensor_volumes(gradients)
     signal_nv = dwi_xyzv[mask_xyz][:, volumes]
-    floor = _signal_floor(signal_nv, gradients.b0[volumes])
-    model = TensorModel(_dipy_table(gradients.select(volumes)), fit_method=method, min_signal=floor)
+    floor = signal_floor(signal_nv, gradients.b0[volumes])
+    model = TensorModel(dipy_table(gradients.select(volumes)), fit_method=method, min_signal=floor)
     fit = model.fit(signal_nv)
     fa_xyz, md_xyz = (np.zeros(mask_xyz.shape, dtype=np.float32) for _ in range(2))
     v1_xyzd = np.zeros((*mask_xyz.shape, 3), dtype=np.float32)
@@ -146,7 +146,7 @@ def dti_kfold_error(
     _check_fit(gradients, mask_xyz)
     volumes = tensor_volumes(gradients)
     used = gradients.select(volumes)
-    floor = _signal_floor(raw_xyzv[mask_xyz][:, volumes], used.b0)
+    floor = signal_floor(raw_xyzv[mask_xyz][:, volumes], used.b0)
     dwi = np.flatnonzero(used.dwi)
     folds = [dwi[k::n_folds] for k in range(min(n_folds, len(dwi)))]
     predictors = [_held_out_predictor(used, held) for held in folds]
@@ -166,7 +166,7 @@ def _held_out_predictor(gradients: Gradients, held: NDArray[np.int64]) -> Array:
     kept = np.setdiff1d(np.arange(gradients.n_volumes), held)
     if count_directions(gradients.select(kept)) < MIN_DIRECTIONS:
         raise BadDataError(f"expected {MIN_DIRECTIONS} directions beside each fold, found fewer")
-    design_vp = design_matrix(_dipy_table(gradients))
+    design_vp = design_matrix(dipy_table(gradients))
     predictor_vv = np.zeros((gradients.n_volumes, len(held)), dtype=np.float32)
     predictor_vv[kept] = (design_vp[held] @ np.linalg.pinv(design_vp[kept])).T
     return predictor_vv
@@ -190,12 +190,12 @@ def _check_fit(gradients: Gradients, mask_xyz: NDArray[np.bool_]) -> None:
         raise BadDataError("expected a mask with voxels, found an empty one")
 
 
-def _signal_floor(signal_nv: Array, b0_v: NDArray[np.bool_]) -> float:
+def signal_floor(signal_nv: Array, b0_v: NDArray[np.bool_]) -> float:
     """Smallest signal that a logarithm is taken of."""
     return max(_SIGNAL_FLOOR * float(signal_nv[:, b0_v].mean()), float(np.finfo(np.float32).tiny))
 
 
-def _dipy_table(gradients: Gradients) -> GradientTable:
+def dipy_table(gradients: Gradients) -> GradientTable:
     return gradient_table(
         gradients.bvals, bvecs=gradients.bvecs, b0_threshold=gradients.bvals[gradients.b0].max()
     )

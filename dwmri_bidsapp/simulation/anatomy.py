@@ -1,6 +1,7 @@
 """What stands in each voxel: tissues, fibres and their properties, drawn from a seed.
 
-The brain comes from the MNI152 (ICBM 2009a) tissue maps that nilearn carries in its package. They are
+This is the family of brains, which weights are judged on and never trained on (that is :mod:`.geometry`). They
+come from the MNI152 (ICBM 2009a) tissue maps that nilearn carries in its package. These are
 averages of 152 people, and therefore blurred: a random smooth deformation and a random sharpening make one
 person's anatomy out of them, the same one on every grid.
 
@@ -13,7 +14,7 @@ Axis letters: N voxels of the mask, K fibre populations, T tissues, M points.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from scipy import ndimage
 
 from ..errors import UsageError
 from .fields import SmoothField, SmoothVectorField, distance_to_curves, unit
+from .microstructure import Microstructure
 
 Array = NDArray[np.float32]
 
@@ -55,6 +57,10 @@ class Anatomy:
         Factor on all diffusivities, about 1.
     brightness_n : (N,) float32
         Factor on all signals, about 1: bias field and texture.
+    dispersion_n : (N,) or (1,) float32
+        How far the fibres of a population spread around their direction: 1 - mean squared cosine, 0 to 2/3.
+    microstructure : Microstructure
+        Constants of the signal model.
     """
 
     mask_xyz: NDArray[np.bool_]
@@ -69,6 +75,8 @@ class Anatomy:
     axonal_n: Array
     diffusivity_n: Array
     brightness_n: Array
+    dispersion_n: Array = field(default_factory=lambda: np.zeros(1, dtype=np.float32))
+    microstructure: Microstructure = field(default_factory=Microstructure)
 
     def to_volume(self, values_n: Array) -> Array:
         """Put values of the mask's voxels into a volume of zeros, (N,) to (X, Y, Z)."""
@@ -83,6 +91,7 @@ def brain_anatomy(
     voxel_size: float | None = None,
     shape: tuple[int, int, int] | None = None,
     bias_field: float = 0.15,
+    lesions: bool = True,
 ) -> Anatomy:
     """Draw one person's brain.
 
@@ -97,6 +106,8 @@ def brain_anatomy(
         brain in that many voxels. With both: a box of that size around the middle of the brain.
     bias_field
         Standard deviation of the smooth bias field; 0 for none.
+    lesions
+        Put lesions into the white matter; everything else stays as it is without them.
 
     Raises
     ------
@@ -115,7 +126,10 @@ def brain_anatomy(
     tissues_nt = tissues_mt[mask_m]
     vessel_n = _draw_vessels(points_n3, float(affine[1, 1]), next(streams))
     white_n, grey_n, csf_n = (tissues_nt * (1 - vessel_n)[:, None]).T
-    lesion_n = white_n * _draw_lesions(points_n3, float(affine[1, 1]), next(streams))
+    lesion_rng = next(streams)
+    lesion_n = np.zeros_like(white_n)
+    if lesions:
+        lesion_n = white_n * _draw_lesions(points_n3, float(affine[1, 1]), lesion_rng)
     directions_nk3, fractions_nk = _draw_fibres(points_n3, next(streams))
     directions_nk3[..., 0] *= -1  # from RAS to the image axes
     rng = next(streams)
@@ -128,7 +142,7 @@ def brain_anatomy(
         lesion_n=lesion_n,
         directions_nk3=directions_nk3,
         fractions_nk=fractions_nk,
-        radial_n3=_slope_of_white_matter(tissues_mt[:, 0].reshape(shape))[mask_m],
+        radial_n3=slope_of_white_matter(tissues_mt[:, 0].reshape(shape))[mask_m],
         axonal_n=np.clip(0.55 + 0.08 * SmoothField(20, rng)(points_n3), 0.3, 0.75),
         diffusivity_n=np.clip(1 + 0.05 * SmoothField(12, rng)(points_n3), 0.8, 1.2),
         brightness_n=np.exp(
@@ -216,12 +230,12 @@ def _sharp_tissues(points_m3: Array, folds: list[SmoothField]) -> Array:
 def _draw_vessels(points_n3: Array, voxel_mm: float, rng: np.random.Generator) -> Array:
     """Fraction of thin tubes of fluid, 1 mm in radius."""
     distance, _ = distance_to_curves(SmoothField(24, rng), SmoothField(24, rng), points_n3)
-    return _tube_share(distance, 1.0, voxel_mm)
+    return tube_share(distance, 1.0, voxel_mm)
 
 
-def _tube_share(distance_n: Array, radius_mm: float, voxel_mm: float) -> Array:
+def tube_share(distance: Array, radius_mm: float, voxel_mm: float) -> Array:
     """Share of a voxel that a tube takes, from the distance to its axis (an approximation)."""
-    filled = np.clip((radius_mm - distance_n) / voxel_mm + 0.5, 0, 1)
+    filled = np.clip((radius_mm - distance) / voxel_mm + 0.5, 0, 1)
     most = min(1.0, np.pi * radius_mm**2 / voxel_mm**2)
     return (most * filled).astype(np.float32)
 
@@ -292,7 +306,7 @@ def _territory_priors(points_n3: Array) -> Array:
     return np.stack([commissural, projection, association], axis=1)
 
 
-def _slope_of_white_matter(white_xyz: Array) -> Array:
+def slope_of_white_matter(white_xyz: Array) -> Array:
     """Unit direction of the steepest change of white matter, (M, 3): across the cortex."""
     slopes = [ndimage.gaussian_filter1d(white_xyz, 1.0, axis=axis, order=1) for axis in range(3)]
     for axis in range(3):

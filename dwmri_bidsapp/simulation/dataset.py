@@ -15,19 +15,21 @@ from ..errors import InputOutputError, UsageError
 from ..gradients import Gradients
 from .noise import NoiseKind, add_noise, b0_signal, draw_sigma_map
 from .protocol import make_protocol
-from .signal import Phantom, simulate_phantom
+from .signal import Family, Phantom, simulate_phantom
 
 _BIDS_VERSION = "1.10.0"
 _REPETITION_TIME_S = 3.2
 
 _README = """# Simulated diffusion MRI
 
-{n} simulated participants, one diffusion run each: phantoms made from the MNI152 tissue maps
-(b0 signal-to-noise ratio {snr:g}, {kind} noise, seed {seed}). Nobody was scanned.
+{n} simulated participants, one diffusion run each: phantoms made from {source}
+(b0 signal-to-noise ratio {snr:g}, {kind} noise, volumes out of line by {motion:g} mm, seed {seed}). Nobody was scanned.
 
 `derivatives/truth` holds the same runs without noise (`desc-truth`), the brain masks they were made with, and
 the noise level (`param-sigma`): use them to measure how far a denoised run is from the truth.
 """
+
+_SOURCES: dict[Family, str] = {"brain": "the MNI152 tissue maps", "geometric": "random geometry"}
 
 
 def write_bids_dataset(
@@ -40,6 +42,9 @@ def write_bids_dataset(
     snr: float = 20.0,
     kind: NoiseKind = "rician",
     sigma_spread: float = 0.5,
+    family: Family = "brain",
+    lesions: bool = True,
+    motion: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
     """Simulate participants and write them as BIDS, the truth included.
@@ -61,6 +66,8 @@ def write_bids_dataset(
         Kind of noise, as for :func:`add_noise`.
     sigma_spread
         Unevenness of the noise, as for :func:`draw_sigma_map`.
+    family, lesions, motion
+        As for :func:`simulate_phantom`; the truth moves as the noisy volumes do.
     seed
         Seed of everything.
 
@@ -83,11 +90,21 @@ def write_bids_dataset(
         if root.exists() and any(root.iterdir()):
             raise UsageError(f"{root}: expected an empty folder for the simulation", "name another one")
         labels = [f"{i + 1:02d}" for i in range(n_participants)]
-        _write_top_level(root, labels, _README.format(n=n_participants, snr=snr, kind=kind, seed=seed), seed)
+        source = _SOURCES.get(family, family)
+        readme = _README.format(n=n_participants, source=source, snr=snr, kind=kind, motion=motion, seed=seed)
+        _write_top_level(root, labels, readme, seed)
         for i, label in enumerate(labels):
             rng = np.random.default_rng([seed + i, 2])
             table = _choose_protocol(protocol, i, rng)
-            phantom = simulate_phantom(gradients=table, seed=seed + i, shape=shape, voxel_size=voxel_size)
+            phantom = simulate_phantom(
+                gradients=table,
+                seed=seed + i,
+                shape=shape,
+                voxel_size=voxel_size,
+                family=family,
+                lesions=lesions,
+                motion=motion,
+            )
             sigma_xyz = draw_sigma_map(phantom.mask_xyz, b0_signal(phantom) / snr, rng, spread=sigma_spread)
             noisy_xyzv, _ = add_noise(phantom.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
             _write_raw(root / f"sub-{label}" / "dwi" / f"sub-{label}", noisy_xyzv, phantom)

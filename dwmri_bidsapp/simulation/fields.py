@@ -1,6 +1,8 @@
-"""Smooth random fields in space: the same seed gives the same field on every grid."""
+"""Smooth random fields in space: at any points (the same on every grid), or on one regular grid (quickly)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +68,78 @@ def distance_to_curves(
     (N,) array, (N, 3) array
         The tangents are unit vectors.
     """
-    slope_1, slope_2 = first.gradient(points_n3), second.gradient(points_n3)
-    value_1, value_2 = first(points_n3), second(points_n3)
+    return _to_curves(
+        first(points_n3), second(points_n3), first.gradient(points_n3), second.gradient(points_n3)
+    )
+
+
+def _to_curves(
+    value_1: NDArray[np.float32],
+    value_2: NDArray[np.float32],
+    slope_1: NDArray[np.float32],
+    slope_2: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Distance and tangent from the values (N,) and slopes (N, 3) of both fields."""
     g11, g22, g12 = (
         np.einsum("nd,nd->n", a, b) for a, b in ((slope_1, slope_1), (slope_2, slope_2), (slope_1, slope_2))
     )
     determinant = np.maximum(g11 * g22 - g12**2, 1e-12)
     squared = (g22 * value_1**2 - 2 * g12 * value_1 * value_2 + g11 * value_2**2) / determinant
     return np.sqrt(np.maximum(squared, 0)), unit(np.cross(slope_1, slope_2))
+
+
+def grid_field(
+    axes: Sequence[NDArray[np.float32]], scale_mm: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw a field of unit variance on a regular grid: as :class:`SmoothField`, but axis by axis.
+
+    Parameters
+    ----------
+    axes
+        Positions in mm along x, y and z.
+    scale_mm
+        Distance of the lattice points.
+    rng
+        Source of the lattice values; their number depends on the extent of the grid.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+    """
+    weights = [_spline_weights(axis, scale_mm) for axis in axes]
+    values = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32) / np.float32(_SPLINE_STD)
+    for weight in weights:
+        # the axis that was first goes last, so that three turns restore the order
+        values = np.tensordot(values, weight, axes=(0, 1))
+    return values
+
+
+def _spline_weights(axis: NDArray[np.float32], scale_mm: float) -> NDArray[np.float32]:
+    """Weights of the lattice points for each position, cubic B-splines, (n, lattice)."""
+    at = (axis - axis[0]) / scale_mm + 1
+    distance = np.abs(at[:, None] - np.arange(int(np.ceil(at[-1])) + 2))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.clip(2 - distance, 0, None) ** 3 / 6
+    return np.where(distance < 1, near, far).astype(np.float32)
+
+
+def slopes(field_xyz: NDArray[np.float32], step_mm: float) -> NDArray[np.float32]:
+    """Slope per mm along each axis, (3, X, Y, Z)."""
+    return np.stack(list(np.gradient(field_xyz, np.float32(step_mm))))
+
+
+def distance_to_zero_curves(
+    first_xyz: NDArray[np.float32], second_xyz: NDArray[np.float32], step_mm: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """:func:`distance_to_curves` for fields on a regular grid of ``step_mm``.
+
+    Returns
+    -------
+    (X, Y, Z) array, (X, Y, Z, 3) array
+    """
+    slope_1, slope_2 = (slopes(field, step_mm).reshape(3, -1).T for field in (first_xyz, second_xyz))
+    distance_n, tangent_n3 = _to_curves(first_xyz.ravel(), second_xyz.ravel(), slope_1, slope_2)
+    return distance_n.reshape(first_xyz.shape), tangent_n3.reshape(*first_xyz.shape, 3)
 
 
 def unit(vectors_n3: NDArray[np.float32]) -> NDArray[np.float32]:

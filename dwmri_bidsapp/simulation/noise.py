@@ -7,12 +7,13 @@ b0 SNR, everywhere in this project: mean clean b=0 signal in white matter / mean
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft, ndimage, special
 
 from ..errors import UsageError
 from .signal import Phantom
@@ -20,19 +21,23 @@ from .signal import Phantom
 Array = NDArray[np.float32]
 NoiseKind = Literal["rician", "chi", "zero-filled"]
 
+N_COILS = 4
+"""Channels of ``"chi"`` where not given."""
+
 _ACQUIRED_SHARE = 38 / 48
 _PARTIAL_FOURIER = 0.75
+_HIGHEST_SNR = 40.0
 
 
 def b0_signal(phantom: Phantom) -> float:
     """Mean clean b=0 signal in white matter: divide it by the b0 SNR to get sigma.
 
-    In a phantom too coarse for pure white matter, the voxels with most of it stand in.
+    In a phantom without pure white matter the voxels with most of it stand in, or all where there is none.
     """
     clean_xyz = phantom.clean_xyzv[..., phantom.gradients.b0].mean(axis=-1)
     white = phantom.white_mask_xyz
     if not white.any():
-        white = phantom.white_xyz > 0.5 * phantom.white_xyz.max()
+        white = phantom.mask_xyz & (phantom.white_xyz >= 0.5 * phantom.white_xyz.max())
     return float(clean_xyz[white].mean())
 
 
@@ -71,7 +76,7 @@ def add_noise(
     sigma: float | Array,
     rng: np.random.Generator,
     kind: NoiseKind = "rician",
-    n_coils: int = 4,
+    n_coils: int = N_COILS,
 ) -> tuple[Array, Array]:
     """Add noise as of a magnitude reconstruction.
 
@@ -117,6 +122,62 @@ def add_noise(
             squared_xyz += (sigma_xyz * channel_xyz) ** 2
         noisy_xyzv[..., volume] = np.sqrt(squared_xyz)
     return noisy_xyzv, sigma_xyz
+
+
+def expected_magnitude(
+    clean: Array, sigma: float | Array, kind: NoiseKind = "rician", n_coils: int = N_COILS
+) -> Array:
+    """Mean of the noisy magnitude over all noise: what averaging without end would show.
+
+    Parameters
+    ----------
+    clean
+        Signal without noise, any shape.
+    sigma
+        Standard deviation of one channel, broadcastable to ``clean``, in its units.
+    kind, n_coils
+        As for :func:`add_noise`; one voxel of zero-filled noise is Rician.
+
+    Returns
+    -------
+    NDArray
+        float32; above the clean signal, and next to it where that is far above sigma (Constantinides 1997,
+        doi:10.1002/mrm.1910380524).
+    """
+    snr, excess = _excess_table(n_coils if kind == "chi" else 1)
+    sigma = np.maximum(np.asarray(sigma, dtype=np.float32), np.finfo(np.float32).tiny)
+    at = clean / sigma
+    # far above the noise the excess falls as 1 / SNR
+    far = np.maximum(at / np.float32(_HIGHEST_SNR), 1)
+    return (clean + sigma * np.interp(at, snr, excess) / far).astype(np.float32)
+
+
+def invert_expected_magnitude(
+    magnitude: Array, sigma: float | Array, kind: NoiseKind = "rician", n_coils: int = N_COILS
+) -> Array:
+    """The signal whose :func:`expected_magnitude` is the given one; 0 below the noise floor.
+
+    Parameters
+    ----------
+    magnitude
+        Denoised magnitudes, any shape.
+    sigma, kind, n_coils
+        As for :func:`expected_magnitude`.
+    """
+    snr, excess = _excess_table(n_coils if kind == "chi" else 1)
+    sigma = np.maximum(np.asarray(sigma, dtype=np.float32), np.finfo(np.float32).tiny)
+    at = magnitude / sigma
+    near = np.interp(at, snr + excess, snr)
+    far = at - excess[-1] * _HIGHEST_SNR / np.maximum(at, 1)
+    return (sigma * np.where(at > snr[-1] + excess[-1], far, near)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _excess_table(n_coils: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """SNR, and by how much the mean magnitude is above it, in units of sigma."""
+    snr = np.concatenate([np.linspace(0, 6, 3001), np.linspace(6.01, _HIGHEST_SNR, 2000)])
+    factor = np.sqrt(2) * np.exp(special.gammaln(n_coils + 0.5) - special.gammaln(n_coils))
+    return snr, factor * special.hyp1f1(-0.5, n_coils, -(snr**2) / 2) - snr
 
 
 def _draw_channels(

@@ -1,0 +1,239 @@
+"""The runs that methods are measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..gradients import Gradients
+from ..simulation import (
+    Family,
+    NoiseKind,
+    Phantom,
+    add_noise,
+    b0_signal,
+    draw_sigma_map,
+    expected_magnitude,
+    invert_expected_magnitude,
+    make_protocol,
+    simulate_phantom,
+)
+
+Array = NDArray[np.float32]
+Noise = Literal["rician", "varying", "chi", "zero-filled"]
+
+PROTOCOLS: dict[str, tuple[int, dict[float, int]]] = {
+    "few": (1, {1000.0: 13}),
+    "b1000": (1, {1000.0: 32}),
+    "b2500": (6, {2500.0: 60}),
+    "shells": (6, {1000.0: 20, 2000.0: 30, 3000.0: 40}),
+}
+"""Number of b=0 volumes, and of directions for each b-value."""
+
+NOISES: tuple[Noise, ...] = get_args(Noise)
+_SPREADS: dict[Noise, float] = {"rician": 0.0, "varying": 1.0, "chi": 0.5, "zero-filled": 0.5}
+_SMALL_SHAPE = (36, 44, 24)
+_MOST_TISSUE = 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated run.
+
+    Attributes
+    ----------
+    protocol
+        Name in :data:`PROTOCOLS`, or numbers as for :func:`parse_protocol`.
+    snr
+        b=0 SNR.
+    noise
+        ``"rician"`` (the same everywhere), ``"varying"`` (Rician, uneven by its mean), ``"chi"`` (4 coils) or
+        ``"zero-filled"`` (correlated).
+    seed
+        Of the anatomy, and, with everything else here, of the noise.
+    family
+        ``"brain"`` or ``"geometric"``.
+    shape
+        Voxels along each axis; None for the whole brain.
+    voxel_size
+        Edge of the voxels in mm.
+    motion
+        Misalignment of the volumes in mm.
+    """
+
+    protocol: str = "b1000"
+    snr: float = 20.0
+    noise: Noise = "varying"
+    seed: int = 101
+    family: Family = "brain"
+    shape: tuple[int, int, int] | None = _SMALL_SHAPE
+    voxel_size: float = 2.0
+    motion: float = 0.0
+
+    def columns(self) -> dict[str, object]:
+        """The case in a table."""
+        shape = "x".join(map(str, self.shape)) if self.shape else "brain"
+        return {**dataclasses.asdict(self), "shape": shape}
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.seed}, {self.protocol}, b=0 SNR {self.snr:g}, {self.noise}"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a case amounts to.
+
+    Attributes
+    ----------
+    noisy_xyzv, clean_xyzv, expected_xyzv : (X, Y, Z, V) float32
+        With noise, without, and the mean over all noise.
+    sigma_xyz : (X, Y, Z) float32
+        True noise level of a channel.
+    mask_xyz : (X, Y, Z) bool
+        Brain.
+    tissues_xyz : dict of (X, Y, Z) bool
+        Voxels that mostly are ``white``, ``grey``, ``csf`` or ``lesion``; tissues that are absent are left out.
+    gradients, affine, kind
+        Protocol, voxels to mm, and the noise for :func:`expected_magnitude`.
+    """
+
+    noisy_xyzv: Array
+    clean_xyzv: Array
+    expected_xyzv: Array
+    sigma_xyz: Array
+    mask_xyz: NDArray[np.bool_]
+    tissues_xyz: dict[str, NDArray[np.bool_]]
+    gradients: Gradients
+    affine: NDArray[np.float64]
+    kind: NoiseKind
+
+    def corrected(self, estimate_xyzv: Array) -> Array:
+        """Take the mean of the noise away, with the true sigma."""
+        return invert_expected_magnitude(estimate_xyzv, self.sigma_xyz[..., None], self.kind)
+
+
+def parse_protocol(text: str) -> tuple[int, dict[float, int]]:
+    """Number of b=0 volumes, and of directions for each b-value.
+
+    Parameters
+    ----------
+    text
+        A name in :data:`PROTOCOLS`, or ``"6+60x2500"``: 6 b=0 volumes and 60 directions at b=2500 s/mm²; more
+        shells follow after another ``+``.
+
+    Raises
+    ------
+    UsageError
+        Anything else.
+    """
+    if text in PROTOCOLS:
+        return PROTOCOLS[text]
+    first, *shells = text.split("+")
+    parts = [re.fullmatch(r"(\d+)x(\d+)", shell) for shell in shells]
+    if not first.isdigit() or not shells or not all(parts):
+        raise UsageError(
+            f"expected a protocol of {', '.join(PROTOCOLS)}, or one such as 6+60x2500, found {text}"
+        )
+    return int(first), {float(part[2]): int(part[1]) for part in parts if part}
+
+
+def default_cases(seeds: Sequence[int] = (101, 102), quick: bool = False) -> list[Case]:
+    """One thing at a time: each protocol, then each SNR and each kind of noise for 32 directions at b=1000.
+
+    ``quick`` is one small case, to see that everything works.
+    """
+    if quick:
+        return [Case(protocol="few", shape=(22, 26, 16), voxel_size=3.0, seed=seeds[0])]
+    usual = [Case(protocol=name) for name in PROTOCOLS]
+    usual += [Case(snr=snr) for snr in (10.0, 40.0)]
+    usual += [Case(noise=noise) for noise in NOISES if noise != Case.noise]
+    return [dataclasses.replace(case, seed=seed) for seed in seeds for case in usual]
+
+
+def grid_of_cases(
+    *,
+    protocols: Sequence[str],
+    snrs: Sequence[float],
+    noises: Sequence[Noise],
+    seeds: Sequence[int],
+    families: Sequence[Family] = ("brain",),
+    shape: tuple[int, int, int] | None = _SMALL_SHAPE,
+    voxel_size: float = 2.0,
+    motion: float = 0.0,
+) -> list[Case]:
+    """Every combination."""
+    return [
+        Case(protocol, snr, noise, seed, family, shape, voxel_size, motion)
+        for protocol, noise, snr, family, seed in itertools.product(protocols, noises, snrs, families, seeds)
+    ]
+
+
+def make_run(case: Case) -> Run:
+    """Simulate a case.
+
+    Raises
+    ------
+    UsageError
+        A protocol or noise that does not exist.
+    """
+    if case.noise not in NOISES or case.snr <= 0:
+        raise UsageError(f"expected noise of {NOISES} and an SNR above 0, found {case}")
+    n_b0, shells = parse_protocol(case.protocol)
+    # one seed per case; crc32 because Python's own hash differs from process to process
+    rng = np.random.default_rng([case.seed, zlib.crc32(repr(case).encode())])
+    gradients = make_protocol(n_b0, shells, rng)
+    phantom = simulate_phantom(
+        gradients=gradients,
+        seed=case.seed,
+        shape=case.shape,
+        voxel_size=case.voxel_size,
+        family=case.family,
+        motion=case.motion,
+    )
+    kind: NoiseKind = "rician" if case.noise == "varying" else case.noise
+    sigma_xyz = draw_sigma_map(
+        phantom.mask_xyz, b0_signal(phantom) / case.snr, rng, spread=_SPREADS[case.noise]
+    )
+    noisy_xyzv, sigma_xyz = add_noise(phantom.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
+    return Run(
+        noisy_xyzv=noisy_xyzv,
+        clean_xyzv=phantom.clean_xyzv,
+        expected_xyzv=expected_magnitude(phantom.clean_xyzv, sigma_xyz[..., None], kind),
+        sigma_xyz=sigma_xyz,
+        mask_xyz=phantom.mask_xyz,
+        tissues_xyz=_tissues(phantom),
+        gradients=gradients,
+        affine=phantom.affine,
+        kind=kind,
+    )
+
+
+def _tissues(phantom: Phantom) -> dict[str, NDArray[np.bool_]]:
+    shares = {
+        "white": phantom.white_xyz,
+        "grey": phantom.grey_xyz,
+        "csf": phantom.csf_xyz,
+        "lesion": phantom.lesion_xyz,
+    }
+    masks = {name: share_xyz > _MOST_TISSUE for name, share_xyz in shares.items()}
+    return {name: mask_xyz for name, mask_xyz in masks.items() if mask_xyz.any()}
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write what a method gets: ``noisy.nii``, ``mask.nii``, ``bval`` and ``bvec``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(run.noisy_xyzv, run.affine).to_filename(folder / "noisy.nii")
+    nib.Nifti1Image(run.mask_xyz.astype(np.uint8), run.affine).to_filename(folder / "mask.nii")
+    np.savetxt(folder / "bval", run.gradients.bvals[None], fmt="%g")
+    np.savetxt(folder / "bvec", run.gradients.bvecs.T, fmt="%.8f")

@@ -1,0 +1,120 @@
+"""The process of one Python method: ``python -m dwmri_bidsapp.benchmark.worker METHOD FOLDER THREADS [OPTIONS]``.
+
+Reads ``noisy.nii``, ``mask.nii``, ``bval`` and ``bvec`` in FOLDER, and writes ``METHOD.nii`` and, where the method has
+them, ``METHOD_sigma.nii`` and ``METHOD_uncertainty.nii``. OPTIONS are fields of DenoiseOptions as JSON.
+Imports are local: each method pays for its own libraries only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+_MOST_VOLUMES_OF_SMALL_PATCH = 124
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a method may look at."""
+
+    noisy_xyzv: Array
+    mask_xyz: NDArray[np.bool_]
+    folder: Path
+    threads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a method makes of it: the run, and maps (X, Y, Z) or (X, Y, Z, V) that it may have."""
+
+    dwi_xyzv: Array
+    sigma_xyz: Array | None = None
+    uncertainty: Array | None = None
+
+
+def mppca(given: Given) -> Result:
+    """DIPY's MP-PCA, as its documentation calls it."""
+    from dipy.denoise.localpca import mppca as denoise
+
+    radius = 2 if given.noisy_xyzv.shape[3] <= _MOST_VOLUMES_OF_SMALL_PATCH else 3
+    dwi_xyzv, sigma_xyz = denoise(
+        given.noisy_xyzv, mask=given.mask_xyz, patch_radius=radius, return_sigma=True
+    )
+    return Result(dwi_xyzv, sigma_xyz)
+
+
+def patch2self(given: Given) -> Result:
+    """DIPY's Patch2Self as shipped: version 3, ordinary least squares."""
+    from dipy.denoise.patch2self import patch2self as denoise
+
+    bvals = np.loadtxt(given.folder / "bval")
+    dwi_xyzv = denoise(
+        given.noisy_xyzv,
+        bvals,
+        shift_intensity=False,
+        clip_negative_vals=False,
+        out_dtype=np.float32,
+        tmp_dir=str(given.folder),  # where it fails it leaves its files behind
+    )
+    return Result(dwi_xyzv)
+
+
+def least_squares(given: Given) -> Result:
+    """Leave-one-out regression over the whole mask."""
+    from .regression import leave_one_out
+
+    dwi_xyzv = given.noisy_xyzv.copy()
+    dwi_xyzv[given.mask_xyz] = leave_one_out(given.noisy_xyzv[given.mask_xyz])
+    return Result(dwi_xyzv)
+
+
+def this_package(given: Given, options: dict[str, Any]) -> Result:
+    """Our own denoiser with some options."""
+    import torch
+
+    from ..denoising import DenoiseOptions, denoise
+    from ..gradients import load_gradients
+
+    torch.set_num_threads(given.threads)
+    gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.noisy_xyzv.shape[3])
+    found = denoise(
+        given.noisy_xyzv, gradients, given.mask_xyz, DenoiseOptions(**options), device="cpu", overwrite=True
+    )
+    return Result(found.dwi_xyzv, found.sigma_xyz, found.uncertainty_xyz)
+
+
+PEERS = {"mppca": mppca, "patch2self": patch2self, "leave-one-out": least_squares}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one method on the files of a folder."""
+    name, folder, threads = arguments[0], Path(arguments[1]), int(arguments[2])
+    image = nib.Nifti1Image.from_filename(folder / "noisy.nii")
+    mask_xyz = np.asarray(nib.Nifti1Image.from_filename(folder / "mask.nii").dataobj) > 0
+    # unchanged: nibabel would keep a copy of the run otherwise
+    noisy_xyzv = image.get_fdata(dtype=np.float32, caching="unchanged")
+    given = Given(noisy_xyzv, mask_xyz, folder, threads)
+    result = PEERS[name](given) if name in PEERS else this_package(given, json.loads(arguments[3]))
+    maps = {
+        name: result.dwi_xyzv,
+        f"{name}_sigma": result.sigma_xyz,
+        f"{name}_uncertainty": result.uncertainty,
+    }
+    for stem, values in maps.items():
+        if values is not None:
+            nib.Nifti1Image(np.asarray(values, dtype=np.float32), image.affine).to_filename(
+                folder / f"{stem}.nii"
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,99 @@
+"""Windows over the brain: which voxels lie in each, and their moments.
+
+Axes: ``x y z`` space, ``w`` window, ``s`` voxel (sample) of a window, ``v`` volume.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> tuple[Tensor, Tensor]:
+    """Cubes that cover the mask, overlapping where ``step`` is less than ``edge``.
+
+    Parameters
+    ----------
+    mask_xyz
+        (X, Y, Z) bool.
+    edge, step
+        Voxels along an edge of a cube, and from cube to cube. The first cubes start ``step`` voxels before the grid and
+        the last reach over its end, so that every voxel lies in several.
+
+    Returns
+    -------
+    index_ws : Tensor
+        (W, edge³) index of each voxel among those of the mask, in the order of ``mask_xyz.nonzero()``; -1 outside the
+        mask. No window is empty.
+    centre_w3 : Tensor
+        (W, 3) centres in voxels.
+    """
+    index = torch.full(mask_xyz.shape, -1, dtype=torch.int64)
+    index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()))
+    pad: list[int] = []
+    for n in reversed(mask_xyz.shape):
+        pad += [step, edge + step - n % step]
+    windows = F.pad(index, pad, value=-1)
+    for axis in range(3):
+        windows = windows.unfold(axis, edge, step)
+    corner_w3 = torch.cartesian_prod(*(torch.arange(n) * step - step for n in windows.shape[:3]))
+    windows = windows.reshape(len(corner_w3), edge**3)
+    used = (windows >= 0).any(dim=1)
+    return windows[used], corner_w3[used] + (edge - 1) / 2
+
+
+def window_moments(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gather some windows, and their means and covariances over volumes.
+
+    Parameters
+    ----------
+    data_nv
+        (N, V) values of the mask's voxels.
+    index_ws
+        (W, S) from :func:`cut_windows`.
+
+    Returns
+    -------
+    centred_wsv : Tensor
+        (W, S, V) samples less their mean; zero outside the mask.
+    mean_wv, cov_wvv : Tensor
+        Mean and covariance of each window.
+    count_w : Tensor
+        Samples less one (the mean takes one), at least 1: what the covariance was divided by.
+    """
+    inside_ws1 = (index_ws >= 0)[:, :, None]
+    samples_wsv = data_nv[index_ws.clamp(min=0)].float() * inside_ws1
+    count_w = inside_ws1.sum(dim=(1, 2)).float()
+    mean_wv = samples_wsv.sum(dim=1) / count_w[:, None]
+    centred_wsv = (samples_wsv - mean_wv[:, None]) * inside_ws1
+    free_w = (count_w - 1).clamp(min=1)
+    return centred_wsv, mean_wv, centred_wsv.mT @ centred_wsv / free_w[:, None, None], free_w
+
+
+def debias_eigenvalues(values: Tensor, ratio: Tensor) -> Tensor:
+    """Population eigenvalues of the spiked covariance model with unit noise, from sample eigenvalues.
+
+    Parameters
+    ----------
+    values
+        Sample eigenvalues, any shape.
+    ratio
+        Number of variables over number of samples, broadcastable to ``values``.
+
+    Returns
+    -------
+    Tensor
+        Eigenvalues, 1 where the sample value lies in the bulk of the noise (eq. 1.10 of Donoho 2018,
+        doi:10.1214/17-AOS1601).
+    """
+    shifted = values + 1.0 - ratio
+    root = (shifted**2 - 4.0 * values).clamp(min=0.0).sqrt()
+    return torch.where(values > bulk_edge(ratio), (shifted + root) / 2.0, torch.ones_like(values)).clamp(
+        min=1.0
+    )
+
+
+def bulk_edge(ratio: Tensor) -> Tensor:
+    """Largest sample eigenvalue of unit noise alone, for a ratio of variables to samples (Marchenko & Pastur)."""
+    return (1.0 + ratio.sqrt()).square()

@@ -1,0 +1,470 @@
+"""The benchmark: right scores on known cases, an exact leave-one-out, fair processes, and the whole command."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from dwmri_bidsapp.benchmark import (
+    PROTOCOLS,
+    Case,
+    available_methods,
+    default_cases,
+    grid_of_cases,
+    parse_protocol,
+)
+from dwmri_bidsapp.benchmark.cases import NOISES, Run, make_run
+from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
+from dwmri_bidsapp.benchmark.methods import Method, run_method
+from dwmri_bidsapp.benchmark.regression import leave_one_out
+from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
+from dwmri_bidsapp.benchmark.tables import COLUMNS, losses, summary_text
+from dwmri_bidsapp.cli import main
+from dwmri_bidsapp.cli.benchmark import build_benchmark_parser
+from dwmri_bidsapp.errors import BadDataError, UsageError
+from dwmri_bidsapp.gradients import Gradients
+from dwmri_bidsapp.metrics import (
+    has_kurtosis,
+    make_peak_finder,
+    mean_kurtosis,
+    peak_angle,
+)
+from dwmri_bidsapp.simulation import make_protocol
+
+SMALL = Case(shape=(16, 18, 12), voxel_size=3.0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return make_run(SMALL)
+
+
+@pytest.fixture(scope="module")
+def scorer(run: Run) -> Scorer:
+    return Scorer(run)
+
+
+def by_cell(rows: list[Row]) -> dict[tuple[str, str], Row]:
+    return {(row["comparison"], row["shell"]): row for row in rows}
+
+
+def test_leave_one_out_is_one_regression_per_volume(rng: np.random.Generator) -> None:
+    signal_nv = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 9)) * 50 + 300
+    samples_nv = (signal_nv + rng.standard_normal((400, 9))).astype(np.float32)
+    predicted_nv = leave_one_out(samples_nv)
+    for v in range(9):
+        others = np.column_stack([np.delete(samples_nv, v, axis=1), np.ones(400)]).astype(np.float64)
+        weights = np.linalg.lstsq(others, samples_nv[:, v].astype(np.float64), rcond=None)[0]
+        np.testing.assert_allclose(predicted_nv[:, v], others @ weights, rtol=1e-4)
+
+
+def test_leave_one_out_takes_chunks(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples_nv = rng.standard_normal((130, 5)).astype(np.float32) + 5
+    whole = leave_one_out(samples_nv)
+    monkeypatch.setattr("dwmri_bidsapp.benchmark.regression._CHUNK", 30)
+    np.testing.assert_allclose(leave_one_out(samples_nv), whole, rtol=1e-4)
+
+
+def test_a_case_is_a_run(run: Run) -> None:
+    again = make_run(SMALL)
+    np.testing.assert_array_equal(run.noisy_xyzv, again.noisy_xyzv)
+    other = make_run(dataclasses.replace(SMALL, snr=10.0))
+    assert other.sigma_xyz.mean() == pytest.approx(2 * run.sigma_xyz.mean(), rel=1e-3)
+    assert run.noisy_xyzv.shape[3] == 33
+    error = (run.noisy_xyzv - run.expected_xyzv)[run.mask_xyz] / run.sigma_xyz[run.mask_xyz][:, None]
+    assert abs(error.mean()) < 0.01
+    assert {"white", "grey"} <= set(run.tissues_xyz)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_mean_of_the_noise_is_what_is_called_expected(noise: Any) -> None:
+    case = dataclasses.replace(SMALL, noise=noise, snr=5.0, protocol="b2500")
+    found = make_run(case)
+    error = ((found.noisy_xyzv - found.expected_xyzv) / found.sigma_xyz[..., None])[found.mask_xyz]
+    assert abs(error.mean(dtype=np.float64)) < 0.02
+    floor = (found.expected_xyzv - found.clean_xyzv)[found.mask_xyz] / found.sigma_xyz[found.mask_xyz][
+        :, None
+    ]
+    assert floor.mean() > 0.2
+    spread = found.sigma_xyz[found.mask_xyz].std() / found.sigma_xyz[found.mask_xyz].mean()
+    assert (spread < 1e-6) == (noise == "rician")
+    # clipped where the magnitude is below the floor of its noise, so the clean signal itself is its inverse
+    np.testing.assert_allclose(found.corrected(found.expected_xyzv), found.clean_xyzv, atol=0.5)
+
+
+def test_grids() -> None:
+    cases = default_cases()
+    assert {case.protocol for case in cases} == set(PROTOCOLS)
+    assert {case.noise for case in cases} == set(NOISES)
+    assert {case.snr for case in cases} == {10.0, 20.0, 40.0}
+    assert len(set(cases)) == len(cases) == 18
+    assert len(default_cases(quick=True)) == 1
+    full = grid_of_cases(protocols=list(PROTOCOLS), snrs=[10, 20, 40], noises=NOISES, seeds=range(4))
+    assert len(set(full)) == 192
+
+
+def test_protocols_have_names_or_numbers() -> None:
+    assert parse_protocol("b2500") == (6, {2500.0: 60})
+    assert parse_protocol("2+18x1000+20x3000") == (2, {1000.0: 18, 3000.0: 20})
+    for text in ("none", "6", "6+", "6+60", "x+6x1000", "6+60x"):
+        with pytest.raises(UsageError, match="6\\+60x2500"):
+            parse_protocol(text)
+    found = make_run(Case(protocol="2+7x700", shape=(6, 6, 6), voxel_size=8.0)).gradients
+    assert found.shell_bvals.tolist() == [0, 700]
+    with pytest.raises(UsageError, match="SNR"):
+        make_run(Case(snr=0))
+
+
+def test_scores_of_the_truth_are_perfect(run: Run, scorer: Scorer) -> None:
+    rows = by_cell(scorer.score(Estimate(run.clean_xyzv, run.sigma_xyz, np.ones_like(run.sigma_xyz))))
+    assert set(rows) == {(c, s) for c in COMPARISONS for s in ("b0", "b1000", "dwi")}
+    best = rows["truth", "dwi"]
+    assert best["psnr"] == best["psnr_white"] == float("inf")
+    assert best["ssim"] == pytest.approx(1)
+    for name in ("fa_error", "md_error", "fa_error_white", "bias", "sigma_error", "sigma_bias"):
+        assert best[name] == pytest.approx(0, abs=1e-6)
+    assert best["v1_angle"] == pytest.approx(0, abs=0.1)
+    assert best["peak_angle"] == pytest.approx(0, abs=0.1)
+    assert best["coverage_95"] == 1
+    assert best["edge_width_ratio"] == pytest.approx(1) if "edge_width_ratio" in best else True
+    assert rows["expected", "dwi"]["psnr"] < 80
+    assert "seconds" not in best
+
+
+def test_scores_of_the_expected_magnitude(run: Run, scorer: Scorer) -> None:
+    rows = by_cell(scorer.score(Estimate(run.expected_xyzv)))
+    assert rows["expected", "dwi"]["psnr"] == float("inf")
+    assert rows["corrected", "dwi"]["psnr"] > 55
+    assert rows["truth", "dwi"]["psnr"] < 50
+    assert rows["truth", "dwi"]["bias"] > 0
+    assert rows["truth", "dwi"]["residual_std"] == rows["truth", "dwi"]["residual_std_perfect"]
+    assert rows["truth", "dwi"]["residual_std"] == pytest.approx(1, abs=0.05)
+    assert "coverage_95" not in rows["truth", "dwi"]
+
+
+def test_scores_of_the_input_gain_nothing(run: Run, scorer: Scorer) -> None:
+    for row in scorer.score(Estimate(run.noisy_xyzv)):
+        assert row["gain"] == row["smallest_gain_volume"] == row["smallest_gain_tissue"] == 0
+
+
+def test_scores_find_what_became_worse(run: Run, scorer: Scorer) -> None:
+    """One volume is lost and white matter is spoilt in a result that is good otherwise."""
+    estimate_xyzv = run.clean_xyzv + 0.1 * (run.noisy_xyzv - run.clean_xyzv)
+    lost = int(np.flatnonzero(run.gradients.dwi)[3])
+    estimate_xyzv[..., lost] = 0
+    row = by_cell(scorer.score(Estimate(estimate_xyzv)))["truth", "b1000"]
+    assert row["smallest_gain_volume"] < -5
+    estimate_xyzv = run.clean_xyzv + 0.1 * (run.noisy_xyzv - run.clean_xyzv)
+    estimate_xyzv[run.tissues_xyz["white"]] += 3 * run.sigma_xyz.mean()
+    row = by_cell(scorer.score(Estimate(estimate_xyzv)))["truth", "b1000"]
+    assert row["worst_tissue"] == "white"
+    assert row["smallest_gain_tissue"] < -5
+
+
+def test_coverage_counts_intervals(run: Run, scorer: Scorer, rng: np.random.Generator) -> None:
+    """Errors of known size, with intervals per voxel and per volume."""
+    deviation = np.float32(5) * np.ones_like(run.sigma_xyz)
+    estimate_xyzv = run.clean_xyzv + 5 * rng.standard_normal(run.clean_xyzv.shape, dtype=np.float32)
+    volumes = np.broadcast_to(deviation[..., None], estimate_xyzv.shape)
+    for uncertainty, held in ((deviation, 0.95), (volumes, 0.95), (deviation / 2, 0.673)):
+        rows = by_cell(scorer.score(Estimate(estimate_xyzv, None, uncertainty)))
+        assert rows["truth", "b1000"]["coverage_95"] == pytest.approx(held, abs=0.01)
+
+
+def test_peaks_of_two_crossing_bundles() -> None:
+    """Deconvolution finds both, and the angle is that between truth and estimate."""
+    gradients = make_protocol(1, {2500: 60}, np.random.default_rng(0))
+
+    def stick(axis: list[float]) -> np.ndarray:
+        along = (gradients.bvecs @ (np.array(axis) / np.linalg.norm(axis))) ** 2
+        return 1000 * np.exp(-gradients.bvals * (0.3e-3 + 1.4e-3 * along))
+
+    def crossing(degrees: float) -> np.ndarray:
+        a = np.deg2rad(degrees)
+        return (stick([1, 0, 0]) + stick([np.cos(a), np.sin(a), 0])) / 2
+
+    single = np.array([stick([1, 0, 0]), stick([0, 1, 0]), stick([0, 1, 1])], dtype=np.float32)
+    finder = make_peak_finder(single, gradients)
+    found = finder.find(np.array([crossing(90), crossing(75)], dtype=np.float32))
+    assert (np.linalg.norm(found, axis=2) > 0).sum(axis=1).tolist() == [2, 2]
+    assert peak_angle(found[:1], np.array([[[1, 0, 0], [0, 1, 0]]], dtype=np.float32)) < 5
+    assert peak_angle(found[1:], found[:1]) == pytest.approx(7.5, abs=3)
+    assert peak_angle(np.zeros((1, 3, 3), np.float32), found[:1]) == pytest.approx(90)
+    assert np.isnan(peak_angle(found, np.zeros((2, 3, 3), np.float32)))
+    with pytest.raises(BadDataError, match="15 directions"):
+        make_peak_finder(single, gradients.select(np.arange(12)))
+
+
+def test_kurtosis_of_two_isotropic_pools() -> None:
+    """Kurtosis = 3 var(D) / mean(D)², and none for one pool."""
+    gradients = make_protocol(2, {500: 15, 1000: 15}, np.random.default_rng(0))
+    slow, fast = 0.8e-3, 1.4e-3
+    mixed = 500 * (np.exp(-gradients.bvals * slow) + np.exp(-gradients.bvals * fast))
+    pure = 1000 * np.exp(-gradients.bvals * 1.0e-3)
+    dwi_xyzv = np.array([mixed, pure], dtype=np.float32)[:, None, None]
+    kurtosis = mean_kurtosis(dwi_xyzv, gradients, np.ones((2, 1, 1), dtype=bool)).ravel()
+    assert kurtosis[0] == pytest.approx(3 * 0.3**2 / 1.1**2, rel=0.1)
+    assert kurtosis[1] == pytest.approx(0, abs=0.01)
+    one_shell = make_protocol(1, {1000: 30}, np.random.default_rng(0))
+    assert not has_kurtosis(one_shell)
+    with pytest.raises(BadDataError, match="shells"):
+        mean_kurtosis(np.ones((1, 1, 1, 31), np.float32), one_shell, np.ones((1, 1, 1), dtype=bool))
+
+
+def test_shells_have_rows_and_kurtosis_of_their_own() -> None:
+    found = make_run(dataclasses.replace(SMALL, protocol="shells", shape=(10, 12, 8)))
+    rows = by_cell(Scorer(found).score(Estimate(found.noisy_xyzv)))
+    assert {shell for _, shell in rows} == {"b0", "b1000", "b2000", "b3000", "dwi"}
+    assert rows["truth", "dwi"]["mk_error"] > 0
+    assert rows["truth", "b3000"]["bias"] > rows["truth", "b1000"]["bias"]
+
+
+def python_method(name: str, code: str) -> Method:
+    return Method(
+        name, "for a test", lambda folder, threads: [sys.executable, "-c", code, str(folder), str(threads)]
+    )
+
+
+def test_a_process_is_measured(tmp_path: Path) -> None:
+    slow = python_method("slow", "import time; data = bytearray(200_000_000); time.sleep(0.5)")
+    used = run_method(slow, tmp_path, 1)
+    assert 0.5 < used.seconds < 20
+    assert 200 < used.peak_mb < 400
+    assert not used.failure
+
+
+def test_a_child_of_a_process_is_measured_too(tmp_path: Path) -> None:
+    child = "import time; data = bytearray(200_000_000); time.sleep(2.5)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert run_method(python_method("parent", code), tmp_path, 1).peak_mb > 200
+
+
+def test_an_interrupt_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    method = python_method("endless", "import time; time.sleep(60)")
+    monkeypatch.setattr("dwmri_bidsapp.benchmark.methods.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_method(method, tmp_path, 1)
+    left = psutil.Process().children()
+    _, alive = psutil.wait_procs(left, timeout=5)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_a_process_gets_its_threads_and_says_why_it_failed(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS']); sys.exit(3)"
+    method = dataclasses.replace(python_method("broken", code), environment={"OPENBLAS_NUM_THREADS": "1"})
+    assert run_method(method, tmp_path, 2).failure == "exit code 3: 2 1"
+
+
+def test_methods_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    without = available_methods()
+    assert "dwidenoise" not in without
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/true")
+    found = available_methods({"odd": {"blend": False}})
+    assert list(found)[:2] == ["noisy", "dwidenoise"]
+    assert set(found) - set(without) == {"dwidenoise", "odd"}
+    command = found["odd"].command
+    assert command is not None
+    assert json.loads(command(tmp_path, 2)[-1]) == {"blend": False}
+    assert [name for name, method in found.items() if method.is_ours][-2:] == ["multiscale", "odd"]
+
+
+def one_row(method: str, **values: Any) -> Row:
+    return {
+        **SMALL.columns(),
+        "method": method,
+        "status": "done",
+        "comparison": "truth",
+        "shell": "dwi",
+        **values,
+    }
+
+
+def test_losses_name_every_cell_that_is_worse() -> None:
+    rows = [
+        one_row("noisy", psnr=20.0, fa_error=0.05, fa_error_white=0.02),
+        one_row("mppca", psnr=25.0, fa_error=0.03, fa_error_white=0.04),
+        one_row("multiscale", psnr=26.0, fa_error=0.04, fa_error_white=0.03, smallest_gain_volume=-0.5),
+    ]
+    found = losses(rows)
+    assert len(found) == 3
+    assert any("fa_error 0.04, mppca 0.03" in line for line in found)
+    assert any("smallest_gain_volume -0.50 dB" in line for line in found)
+    assert any("fa_error_white 0.03, noisy 0.02" in line for line in found)
+    text = summary_text(rows)
+    assert "| multiscale | **26.00** |" in text
+    assert "**0.0300**" in text
+    assert "multiscale is worse" in text
+    assert "worse" not in summary_text(rows[:2])
+
+
+def test_summary_sets_ours_beside_the_best_peer() -> None:
+    """The best peer may be another one for each value, and the mean over seeds comes first."""
+    rows = [
+        one_row("dwidenoise", psnr=24.0, fa_error=0.02, seconds=10.0),
+        one_row("mppca", psnr=25.0, fa_error=0.03, seconds=5.0),
+        one_row("multiscale", psnr=26.0, fa_error=0.01, seconds=12.0),
+        one_row("multiscale", psnr=28.0, fa_error=0.02, seconds=18.0),
+    ]
+    line = summary_text(rows).split("## multiscale against")[1].split("|---|\n")[1].splitlines()[0]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "+2.00",
+        "",
+        "0.75",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "1.50",
+    ]
+
+
+def test_figures_hold_every_method(run: Run) -> None:
+    rows = [one_row("noisy", psnr=20.0), one_row("mppca", psnr=25.0)]
+    figure = gain_figure(rows, "psnr")
+    assert figure is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["noisy", "mppca"]
+    assert gain_figure(rows, "mk_error") is None
+    errors = error_figure(run, {"noisy": run.noisy_xyzv, "none": run.clean_xyzv})
+    assert [axes.get_title() for axes in errors.axes[:3]] == ["truth", "noisy", "none"]
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cheap methods on one tiny case, twice each."""
+    arguments = ["--seed", "101", "--snr", "20", "--noise", "chi", "--shape", "14", "16", "10"]
+    arguments += [
+        "--voxel-size",
+        "4",
+        "--method",
+        "noisy",
+        "leave-one-out",
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+    ]
+    assert main(["benchmark", str(tmp_path / "out"), *arguments]) == 0
+    rows = read_table(tmp_path / "out" / "benchmark.tsv")
+    assert {(row["method"], row["comparison"], row["shell"]) for row in rows} == {
+        (method, comparison, shell)
+        for method in ("noisy", "leave-one-out")
+        for comparison in COMPARISONS
+        for shell in ("b0", "b1000", "dwi")
+    }
+    assert {row["noise"] for row in rows} == {"chi"}
+    cell = next(
+        r for r in rows if (r["method"], r["comparison"], r["shell"]) == ("leave-one-out", "truth", "dwi")
+    )
+    assert 20 < float(cell["psnr"]) < 60
+    assert float(cell["seconds"]) > 0.1
+    assert float(cell["peak_mb"]) > 50
+    assert float(cell["run_mb"]) == pytest.approx(14 * 16 * 10 * 33 * 4 / 1e6)
+    dictionary = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert set(dictionary) == set(rows[0]) <= set(COLUMNS)
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "--noise chi" in summary
+    assert "| leave-one-out |" in summary
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
+        "brain101_b1000_snr20_chi.png",
+        "fa_error.png",
+        "psnr.png",
+        "v1_angle.png",
+    ]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == f"dwmri-bidsapp: done: see {tmp_path}/out/summary.md"
+
+
+def test_a_method_of_ours_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {name: python_method(name, "raise SystemExit('no luck')") for name in ("odd", "mppca")}
+    monkeypatch.setattr("dwmri_bidsapp.benchmark.available_methods", lambda variants: broken)
+    arguments = ["--quick", "--method", "mppca"]
+    assert main(["benchmark", str(tmp_path), *arguments]) == 0
+    assert "mppca failed on some cases" in capsys.readouterr().out
+    assert main(["benchmark", str(tmp_path), "--quick", "--method", "odd"]) == 1
+    rows = read_table(tmp_path / "benchmark.tsv")
+    assert [row["status"] for row in rows] == ["failed: exit code 1: no luck"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--method", "magic"], "magic is not here"),
+        (["--shape", "4", "4"], "three numbers or brain"),
+        (["--variant", "odd:colour=red"], "NAME:KEY=VALUE"),
+        (["--variant", "odd"], "NAME:KEY=VALUE"),
+        (["--threads", "0"], "at least one thread"),
+        (["--protocol", "fast"], "6+60x2500"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", str(tmp_path / "out"), *arguments]) == 64
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_choose_the_grid() -> None:
+    from dwmri_bidsapp.cli.benchmark import _cases, _methods
+
+    def cases(*arguments: str) -> list[Case]:
+        found: list[Case] = _cases(build_benchmark_parser().parse_args(["x", *arguments]))
+        return found
+
+    assert cases() == default_cases()
+    assert len(cases("--full")) == 192
+    assert cases("--quick") == default_cases(quick=True)
+    chosen = cases("--snr", "10", "30", "--seed", "5", "--family", "geometric", "--shape", "brain")
+    assert [(case.snr, case.seed, case.family, case.shape) for case in chosen] == [
+        (10.0, 5, "geometric", None),
+        (30.0, 5, "geometric", None),
+    ]
+    assert {case.voxel_size for case in cases("--voxel-size", "3")} == {3.0}
+    namespace = build_benchmark_parser().parse_args(
+        ["x", "--method", "noisy", "--variant", "odd:model=denoiser,max_steps=3"]
+    )
+    assert [method.name for method in _methods(namespace)] == ["noisy", "odd"]
+
+
+def test_a_variant_runs_with_its_options(tmp_path: Path) -> None:
+    """Our own method in its process, with its maps."""
+    variant = "tiny:init=random,max_steps=1,base_filters=4,patch_size=8,batch_size=1"
+    arguments = ["--quick", "--method", "noisy", "--variant", variant]
+    assert main(["benchmark", str(tmp_path), *arguments]) == 0
+    rows = read_table(tmp_path / "benchmark.tsv")
+    cell = next(r for r in rows if (r["method"], r["comparison"], r["shell"]) == ("tiny", "truth", "dwi"))
+    assert float(cell["sigma_error"]) < 1
+    assert 0.3 < float(cell["coverage_95"]) <= 1
+    assert float(cell["gain"]) > 0
+
+
+def test_gradients_of_the_protocols() -> None:
+    for name, (n_b0, shells) in PROTOCOLS.items():
+        found: Gradients = make_run(Case(protocol=name, shape=(6, 6, 6), voxel_size=8.0)).gradients
+        assert np.bincount(found.shell).tolist() == [n_b0, *shells.values()]
