@@ -5,6 +5,7 @@ Screenshots are left in ``build/screenshots``, to be looked at.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_the_sphere_is_drawn_when_the_reader_comes_near_and_can_be_turned(
     tab.wait_for_function(
         f"([sphere, before]) => ({eye})(sphere) !== before", arg=[sphere.element_handle(), before]
     )
+
+
+def test_a_rating_is_saved_by_the_browser(tab: Any, subject_page: Path) -> None:
+    tab.goto(subject_page.as_uri())
+    box = tab.locator("details.rating").first
+    box.locator("summary").click()
+    box.get_by_label("doubtful").check()
+    box.get_by_label("blur").check()
+    box.get_by_label("Rater").fill("A. Reader")
+    with tab.expect_download() as download:
+        box.get_by_role("button", name="Save as JSON").click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert download.value.suggested_filename == "sub-01_run-1_rating.json"
+    assert (saved["run"], saved["rating"], saved["seen"], saved["rater"]) == (
+        "sub-01_run-1", "doubtful", ["blur"], "A. Reader"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "print", "print-dark", "narrow"])

@@ -302,10 +302,7 @@ function setUpGroup(data) {
     const names = columns.map((column) => column.label + (column.unit ? ` (${column.unit})` : ""));
     const rows = selectedRows(selectedRuns()).map((row) => columns.map((column) => String((column.number ? column.number(row) : column.text(row)) ?? "n/a")));
     const lines = [names, ...rows].map((row) => row.map(quote).join(comma ? "," : "\t"));
-    const link = Object.assign(document.createElement("a"), { download: `group_selection.${kind}`,
-      href: URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: comma ? "text/csv" : "text/tab-separated-values" })) });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    saveText(lines.join("\n") + "\n", `group_selection.${kind}`, comma ? "text/csv" : "text/tab-separated-values");
   }
 
   function drawCharts(runs) {
