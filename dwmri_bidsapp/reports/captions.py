@@ -68,8 +68,8 @@ CAPTIONS: dict[str, Caption] = {
         "Background",
         "Mean of the highest b-value, as acquired, over the whole image, so bright that the air is seen.",
         "even grey, brighter where the coils amplify noise.",
-        "copies of the head (ghosts), stripes (interference, spikes), a sharp edge or black corners (masked or filtered "
-        "by the scanner: the noise level is then hard to estimate).",
+        "copies of the head (ghosts), stripes (interference, spikes), a sharp edge or black corners (masked or "
+        "filtered by the scanner: the noise level is then hard to estimate).",
         picture=True,
     ),
     "flicker": Caption(
