@@ -167,7 +167,8 @@ def _mask_figures(
     yield "brainmask", svg.to_svg(figure, "brainmask", "Outline of the brain mask")
     mean_xyz = statistics.shell_mean[highest][0]
     outside = mean_xyz[~mask_xyz]
-    top = float(np.percentile(outside, 90)) if outside.size else 1.0
+    # Plain noise becomes mid-grey.
+    top = 2 * float(np.median(outside)) if outside.size else 1.0
     everything = plan_slices(np.ones_like(mask_xyz), affine)
     figure = pictures.map_picture(
         mean_xyz, everything, window=(0.0, top or 1.0), title="BACKGROUND of the mean of the highest shell"

@@ -139,7 +139,7 @@ function setUpGroup(data) {
     const unit = measure.unit ? ` (${measure.unit})` : "";
     plot("chart-differences", traces, {
       title: { text: `Difference to ${state.reference}${unit}`, subtitle: { text: better }, font: { size: 15 }, x: 0, xref: "paper" },
-      margin: { l: 60, r: 15, t: 52, b: 45 },
+      margin: { l: 60, r: 15, t: 64, b: 45 },
       xaxis: { tickvals: names.map((_, i) => i), ticktext: names, range: [-0.6, names.length - 0.4], zeroline: false },
       yaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
     get("chart-differences").setAttribute("aria-label", words.join("; ") || "No differences");
