@@ -166,7 +166,7 @@ def group_page(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     shells = [*PREPARATION["shells"], {"b_value": 2000.0, "n_volumes": 8}]
     for i in range(1, 13):
-        for session in ("a", "b") if i > 10 else ("a",):
+        for session in ["a", "b"] if i > 10 else ["a"]:
             for method in ("denoised", "mppca"):
                 metrics = {name: value * rng.normal(1, 0.03) for name, value in METRICS.items()}
                 metrics["b0_snr"] = {1: -2.0, 2: -5.0}.get(i, 10.0 + i)

@@ -115,7 +115,7 @@ def run_statistics(
         shell: _unmask(total / np.sqrt((shell_v == shell).sum()), mask_xyz) for shell, total in sums.items()
     }
     return RunStatistics(
-        *numbers, counts, samples[0], samples[1], means,
+        numbers[0], numbers[1], numbers[2], numbers[3], counts, samples[0], samples[1], means,
         shell_mean={shell: [moment.mean for moment in both] for shell, both in moments.items()},
         shell_std={shell: [moment.std() for moment in both] for shell, both in moments.items()},
     )  # fmt: skip
