@@ -376,6 +376,8 @@ def test_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
         for shell in ("b0", "b1000", "dwi")
     }
     assert {row["noise"] for row in rows} == {"chi"}
+    single_b0 = [row for row in rows if row["method"] == "leave-one-out" and row["shell"] == "b0"]
+    assert [float(row["gain"]) for row in single_b0] == [0, 0, 0], "it is passed through"
     cell = next(
         r for r in rows if (r["method"], r["comparison"], r["shell"]) == ("leave-one-out", "truth", "dwi")
     )

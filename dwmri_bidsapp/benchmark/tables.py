@@ -45,7 +45,7 @@ COLUMNS: dict[str, str] = {
     **{f"fa_error_{tissue}": f"The same in voxels that mostly are {tissue}" for tissue in _TISSUES},
     "md_error": "Mean absolute error of mean diffusivity in the brain, mm²/s",
     **{f"md_error_{tissue}": f"The same in voxels that mostly are {tissue}, mm²/s" for tissue in _TISSUES},
-    "mk_error": "Mean absolute error of mean kurtosis in the brain without fluid",
+    "mk_error": "Mean absolute error of mean kurtosis in 2000 voxels of the brain without fluid",
     "v1_angle": "Mean angle between the first eigenvectors in white matter of FA above 0.2, degrees",
     "peak_angle": "Mean angle from each true peak of fibre orientations to the nearest one found, in white matter, "
     "degrees",

@@ -69,11 +69,16 @@ def patch2self(given: Given) -> Result:
 
 
 def least_squares(given: Given) -> Result:
-    """Leave-one-out regression over the whole mask."""
+    """Leave-one-out regression over the whole mask; a single b=0, which nothing predicts, is passed through."""
+    from ..gradients import B0_THRESHOLD
     from .regression import leave_one_out
 
+    predicted_nv = leave_one_out(given.noisy_xyzv[given.mask_xyz])
+    b0 = np.flatnonzero(np.loadtxt(given.folder / "bval") <= B0_THRESHOLD)
+    if len(b0) == 1:
+        predicted_nv[:, b0] = given.noisy_xyzv[given.mask_xyz][:, b0]
     dwi_xyzv = given.noisy_xyzv.copy()
-    dwi_xyzv[given.mask_xyz] = leave_one_out(given.noisy_xyzv[given.mask_xyz])
+    dwi_xyzv[given.mask_xyz] = predicted_nv
     return Result(dwi_xyzv)
 
 
