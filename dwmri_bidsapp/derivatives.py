@@ -34,6 +34,10 @@ BIDSIGNORE = (
     "*_timeseries.*", "*_metrics.*",
 )  # fmt: skip
 
+_CREDITS = (
+    "License", "Authors", "Acknowledgements", "HowToAcknowledge", "Funding", "EthicsApprovals", "ReferencesAndLinks",
+)  # fmt: skip
+
 _README = """# Denoised diffusion MRI
 
 Written by dwmri-bidsapp. For each run of the source dataset:
@@ -144,9 +148,10 @@ def dataset_description(config: Config) -> dict[str, Any]:
 def dataset_description_of_raw(bids_dir: Path) -> dict[str, Any]:
     """Return dataset_description.json of a raw dataset with denoised series: that of the source, and who changed it."""
     raw = _source_description(bids_dir)
-    kept = {key: raw[key] for key in ("License", "Authors", "Acknowledgements", "HowToAcknowledge", "Funding",
-                                      "EthicsApprovals", "ReferencesAndLinks") if key in raw}  # fmt: skip
-    source = {"URL": bids_dir.as_uri()} | ({"DOI": str(raw["DatasetDOI"])} if raw.get("DatasetDOI") else {})
+    kept: dict[str, Any] = {key: raw[key] for key in _CREDITS if key in raw}
+    source = {"URL": bids_dir.as_uri()}
+    if doi := raw.get("DatasetDOI"):
+        source["DOI"] = str(doi)
     return {
         "Name": f"{raw.get('Name', bids_dir.name)}, with denoised diffusion MRI",
         "BIDSVersion": str(raw.get("BIDSVersion", BIDS_VERSION)),

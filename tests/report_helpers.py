@@ -24,7 +24,7 @@ METRICS = {
     "dti_kfold_error_before": 1.10,
     "dti_kfold_error_after": 1.02,
 }
-PREPARATION = {
+PREPARATION: dict[str, Any] = {
     "shape": [12, 14, 10, 10],
     "voxel_size_mm": [2.0, 2.0, 2.5],
     "n_b0": 2,
@@ -32,7 +32,7 @@ PREPARATION = {
     "shells": [{"b_value": 0.0, "n_volumes": 2}, {"b_value": 1000.0, "n_volumes": 8}],
     "warnings": [],
 }
-INFO = {
+INFO: dict[str, Any] = {
     "device": "cpu",
     "steps": 400,
     "seconds": {"training": 61.0},

@@ -26,6 +26,7 @@ from dwmri_bidsapp.figures import (
     plan_slices,
     svg,
 )
+from dwmri_bidsapp.figures import volumes as volume_charts
 from dwmri_bidsapp.figures.statistics import (
     representative_volumes,
     run_statistics,
@@ -370,7 +371,8 @@ def test_a_run_gives_files_with_ids_of_their_own_and_nothing_from_outside(tmp_pa
     )  # fmt: skip
 
     assert {"gradients", "flickerB0", "flickerB1000", "residualB1000", "meanresidualB1000", "noisemap", "uncertainty",
-            "colourfa", "md", "signal", "carpet", "distribution", "training"} <= set(files)  # fmt: skip
+            "colourfa", "md", "signal", "carpet", "distribution", "training", "dwicarpet", "neighbours", "brainmask",
+            "background", "shellmeanB1000", "shellstdB1000"} <= set(files)  # fmt: skip
     ids: list[str] = []
     for name, path in files.items():
         assert path == tmp_path / "new" / f"sub-01_desc-{name}_dwi.svg"
@@ -431,3 +433,33 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
             out_dir=tmp_path / "file",
             prefix="sub-01",
         )
+
+
+def test_mean_and_spread_of_a_shell_are_those_of_its_volumes() -> None:
+    run = make_run()
+    found = run_statistics(run.noisy, run.denoised, run.sigma, run.mask, run.gradients.shell, [1])
+    for when, series in enumerate((run.noisy, run.denoised)):
+        volumes = np.asarray(series)[..., run.gradients.shell == 1].astype(np.float64)
+        np.testing.assert_allclose(found.shell_mean[1][when], volumes.mean(axis=3), rtol=1e-4)
+        np.testing.assert_allclose(
+            found.shell_std[1][when], volumes.std(axis=3, ddof=1), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_bad_volume_is_marked_in_the_carpet_and_falls_out_of_its_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    bvecs = rng.standard_normal((24, 3))
+    gradients = Gradients.from_arrays([0] * 4 + [1000] * 20, bvecs / np.linalg.norm(bvecs, axis=1)[:, None])
+    anatomy = rng.uniform(50, 150, (10, 10, 8, 1)).astype(np.float32)
+    noisy = anatomy + rng.normal(0, 10, (10, 10, 8, 24)).astype(np.float32)
+    noisy[..., 9] = noisy[::-1, ..., 9]
+    ones = np.ones(noisy.shape[:3])
+    statistics = run_statistics(
+        noisy, np.broadcast_to(anatomy, noisy.shape), 10 * ones, ones > 0, gradients.shell
+    )
+
+    assert np.flatnonzero(volume_charts.outliers_of(statistics, gradients)).tolist() == [9]
+    strip = volume_charts.signal_carpet_chart(statistics, gradients).axes[0]
+    assert [text.get_text() for text in strip.texts] == ["9"]
+    before = drawn(volume_charts.neighbours_chart(statistics, gradients).axes[0])[0][:, 1]
+    assert before[9] < 0.5 < np.median(before)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import nibabel as nb
 import numpy as np
@@ -98,7 +99,7 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         given_mask=run.mask is not None,
         given_noise_map=run.noise_map is not None,
     )
-    denoise_settings = {
+    denoise_settings: dict[str, Any] = {
         "output_dtype": config.output_dtype,
         "gpu_ids": config.gpu_ids,
         "omp_nthreads": config.omp_nthreads,
@@ -113,7 +114,7 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         checkpoint_dir=config.work_dir / TOP / name / "checkpoints",
         **denoise_settings,
     )
-    quality_settings = {
+    quality_settings: dict[str, Any] = {
         "versions": versions(),
         "n_procs": all_procs or 1,
         "mem_gb": 0.7 + 3 * size_gb,

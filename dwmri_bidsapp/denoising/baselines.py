@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from ..gradients import B0_THRESHOLD, Gradients
 
+_FIFTHS = 5
+
 Baseline = Callable[[NDArray[np.floating], Gradients, NDArray[np.bool_]], NDArray[np.float32]]
 
 
@@ -62,6 +64,9 @@ def denoise_patch2self(
 ) -> NDArray[np.float32]:
     """Denoise by Patch2Self as DIPY ships it (version 3), without its shift and without its clipping.
 
+    DIPY 1.12.1 writes in fifths, and loses track of the volumes that are left over: they come out as others, or it
+    fails. Empty volumes, from which nothing can be predicted, fill the series up.
+
     Parameters
     ----------
     dwi_xyzv
@@ -79,6 +84,9 @@ def denoise_patch2self(
 
     # DIPY has a threshold of its own: what counts as b=0 here must count there.
     bvals_v = np.where(gradients.b0, 0.0, np.maximum(gradients.bvals, B0_THRESHOLD + 1))
+    n_volumes, n_empty = dwi_xyzv.shape[3], -dwi_xyzv.shape[3] % _FIFTHS
+    filled_xyzv = np.zeros((*dwi_xyzv.shape[:3], n_volumes + n_empty), dtype=np.float32)
+    filled_xyzv[..., :n_volumes] = dwi_xyzv
     with (
         tempfile.TemporaryDirectory(prefix="patch2self-") as folder,
         warnings.catch_warnings(),
@@ -86,14 +94,14 @@ def denoise_patch2self(
     ):
         warnings.simplefilter("ignore")  # fewer than ten volumes of a kind: our own page warns of it
         denoised = patch2self(
-            np.array(dwi_xyzv, dtype=np.float32),
-            bvals_v,
+            filled_xyzv,
+            np.append(bvals_v, np.full(n_empty, B0_THRESHOLD + 1)),
             b0_threshold=B0_THRESHOLD,
             shift_intensity=False,
             clip_negative_vals=False,
             tmp_dir=folder,
         )
-    return _inside(denoised, dwi_xyzv, mask_xyz)
+    return _inside(denoised[..., :n_volumes], dwi_xyzv, mask_xyz)
 
 
 BASELINES: dict[str, Baseline] = {"mppca": denoise_mppca, "patch2self": denoise_patch2self}

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from .slices import PLANES, SlicePlan
 from .svg import AFTER_ON_BLACK, BEFORE, style
 
+OUTLINE = "#d55e00"
+"""Contours on grey pictures (Okabe & Ito's vermilion)."""
+
 _WIDTH_IN = 10.0
 _HEADER_IN = 0.34
 _BAR_IN = 0.62
@@ -94,6 +97,7 @@ def map_picture(
     cmap: str = "gray",
     bar: str = "",
     title_colour: str = "white",
+    outline_xyz: NDArray | None = None,
 ) -> Figure:
     """Draw one volume in three planes on black.
 
@@ -111,6 +115,8 @@ def map_picture(
         Name of a matplotlib colour map.
     bar
         Label of the colour bar; without it there is none.
+    outline_xyz : (X, Y, Z) bool
+        Drawn as a contour on top.
     """
     strips = plan.strips(volume_xyz)
     scale = _WIDTH_IN / (plan.cell_mm * plan.n_slices)
@@ -125,6 +131,9 @@ def map_picture(
             bottom = top - tall[plane] * scale
             axes = figure.add_axes((0, bottom / height, 1, tall[plane] * scale / height))
             shown = _show(axes, strips[plane], window, cmap)
+            if outline_xyz is not None:
+                inside = np.nan_to_num(plan.strip(outline_xyz.astype(np.float32), plane))
+                axes.contour(inside, levels=[0.5], colors=OUTLINE, linewidths=0.9)
             for side, place in zip(_SIDES[plane], (0.003, 0.997), strict=True):
                 align = "left" if place < 0.5 else "right"
                 axes.text(place, 0.5, side, transform=axes.transAxes, color="0.75", ha=align, va="center")

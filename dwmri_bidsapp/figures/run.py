@@ -92,6 +92,7 @@ def make_run_figures(
         volume = chosen[shell]
         pair = read_volume(noisy_xyzv, volume), read_volume(denoised_xyzv, volume)
         drawn |= _shell_figures(*pair, sigma_xyz, mask_xyz, gradients, plan, statistics, volume)
+    drawn |= dict(_mask_figures(statistics, mask_xyz, affine, plan))
     drawn |= dict(_map_figures(sigma_xyz, uncertainty_xyz, mask_xyz, plan))
     if tensors_before is not None and tensors_after is not None:
         drawn |= dict(_tensor_figures(tensors_before, tensors_after, affine, plan))
@@ -143,7 +144,36 @@ def _shell_figures(
         title = f"MEAN RESIDUAL × √n  b = {b} s/mm², n = {n} volumes"
         figure = pictures.residual_picture(statistics.mean_residual[shell], plan, title)
         drawn[f"meanresidualB{b}"] = svg.to_svg(figure, f"meanresidualB{b}", f"Mean residual, b={b}")
+        for name, (before, after), what in (
+            ("shellmean", statistics.shell_mean[shell], "mean"),
+            ("shellstd", statistics.shell_std[shell], "standard deviation"),
+        ):
+            title = f"{what} over {n} volumes, b = {b} s/mm²"
+            pair = pictures.before_after(before, after, plan, pictures.window_of(before, mask_xyz), title)
+            drawn[f"{name}B{b}"] = svg.flicker(*pair, f"{name}B{b}", f"Before and after: {what}, b={b}")
     return drawn
+
+
+def _mask_figures(
+    statistics: RunStatistics, mask_xyz: NDArray[np.bool_], affine: NDArray, plan: SlicePlan
+) -> Iterator[tuple[str, str]]:
+    """The mask on the mean of the lowest shell, and what is outside the head."""
+    lowest, highest = min(statistics.shell_mean), max(statistics.shell_mean)
+    mean_xyz = statistics.shell_mean[lowest][0]
+    figure = pictures.map_picture(
+        mean_xyz, plan, window=pictures.window_of(mean_xyz, mask_xyz), outline_xyz=mask_xyz,
+        title="BRAIN MASK on the mean of the lowest shell",
+    )  # fmt: skip
+    yield "brainmask", svg.to_svg(figure, "brainmask", "Outline of the brain mask")
+    mean_xyz = statistics.shell_mean[highest][0]
+    outside = mean_xyz[~mask_xyz]
+    # Plain noise becomes mid-grey.
+    top = 2 * float(np.median(outside)) if outside.size else 1.0
+    everything = plan_slices(np.ones_like(mask_xyz), affine)
+    figure = pictures.map_picture(
+        mean_xyz, everything, window=(0.0, top or 1.0), title="BACKGROUND of the mean of the highest shell"
+    )
+    yield "background", svg.to_svg(figure, "background", "Background, enhanced")
 
 
 def _map_figures(

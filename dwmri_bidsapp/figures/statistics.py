@@ -37,6 +37,8 @@ class RunStatistics:
         (before - after) / σ of some of these.
     mean_residual : dict of int to (X, Y, Z) float32
         Sum of (before - after) / σ over the volumes of a shell, divided by √n: noise keeps a spread of 1.
+    shell_mean, shell_std : dict of int to pair of (X, Y, Z) float32
+        Mean and standard deviation over the volumes of a shell, before and after, in the whole image.
     """
 
     mean_before: NDArray[np.float64]
@@ -47,6 +49,8 @@ class RunStatistics:
     before: NDArray[np.float32]
     after: NDArray[np.float32]
     mean_residual: dict[int, NDArray[np.float32]]
+    shell_mean: dict[int, list[NDArray[np.float32]]]
+    shell_std: dict[int, list[NDArray[np.float32]]]
 
     @property
     def carpet(self) -> NDArray[np.float32]:
@@ -94,9 +98,12 @@ def run_statistics(
     samples = np.full((2, len(rows), n_volumes), np.nan, dtype=np.float32)
     counts = np.zeros((n_volumes, len(RESIDUAL_EDGES) - 1), dtype=np.int64)
     sums = {shell: np.zeros(sigma_n.shape, dtype=np.float32) for shell in shells}
+    moments = {shell: [_Moments(mask_xyz.shape) for _ in range(2)] for shell in shells}
     for v in range(n_volumes):
-        before_n = read_volume(noisy_xyzv, v)[mask_xyz]
-        after_n = read_volume(denoised_xyzv, v)[mask_xyz]
+        pair = read_volume(noisy_xyzv, v), read_volume(denoised_xyzv, v)
+        before_n, after_n = (volume[mask_xyz] for volume in pair)
+        for moment, volume in zip(moments.get(int(shell_v[v]), ()), pair, strict=False):
+            moment.add(volume)
         residual_n = (before_n - after_n) / sigma_n
         if np.isfinite(residual_n).any():
             numbers[:, v] = before_n.mean(), after_n.mean(), np.nanmean(residual_n), np.nanstd(residual_n)
@@ -107,7 +114,29 @@ def run_statistics(
     means = {
         shell: _unmask(total / np.sqrt((shell_v == shell).sum()), mask_xyz) for shell, total in sums.items()
     }
-    return RunStatistics(*numbers, counts, samples[0], samples[1], means)
+    return RunStatistics(
+        numbers[0], numbers[1], numbers[2], numbers[3], counts, samples[0], samples[1], means,
+        shell_mean={shell: [moment.mean for moment in both] for shell, both in moments.items()},
+        shell_std={shell: [moment.std() for moment in both] for shell, both in moments.items()},
+    )  # fmt: skip
+
+
+class _Moments:
+    """Mean and spread of volumes that come one by one (Welford 1962, doi:10.1080/00401706.1962.10490022)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.n = 0
+        self.mean = np.zeros(shape, dtype=np.float32)
+        self._squares = np.zeros(shape, dtype=np.float32)
+
+    def add(self, volume_xyz: NDArray[np.float32]) -> None:
+        self.n += 1
+        from_mean = volume_xyz - self.mean
+        self.mean += from_mean / np.float32(self.n)
+        self._squares += from_mean * (volume_xyz - self.mean)
+
+    def std(self) -> NDArray[np.float32]:
+        return np.sqrt(self._squares / np.float32(max(self.n - 1, 1)))
 
 
 def read_volume(series_xyzv: Any, v: int) -> NDArray[np.float32]:

@@ -60,7 +60,7 @@ def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figu
         strip.tick_params(bottom=False)
         if len(gradients.shell_bvals) <= 8:  # a legend of dozens would hide the chart
             strip.legend(loc="lower right", bbox_to_anchor=(1, 1.05), fontsize=7.5, ncols=8, borderpad=0)
-        shown = None
+        shown: Any = None
         for axes, values_nv, name in (
             (before, statistics.before, "before"),
             (after, statistics.after, "after"),

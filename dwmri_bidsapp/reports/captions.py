@@ -55,6 +55,23 @@ CAPTIONS: dict[str, Caption] = {
         "directions spread evenly over the disc; b=0 volumes spread over time.",
         "directions in a line or in one corner: the tensor cannot be fitted, and few neighbours help a volume.",
     ),
+    "brainmask": Caption(
+        "Acquisition",
+        "Brain mask",
+        "Outline of the mask on the mean of the lowest b-value. Inside it was denoised, outside nothing was changed.",
+        "the line follows the surface of the brain, a little too far out rather than too far in.",
+        "brain left outside, or neck and eyes inside: give a mask with --mask or --derivatives.",
+        picture=True,
+    ),
+    "background": Caption(
+        "Acquisition",
+        "Background",
+        "Mean of the highest b-value, as acquired, over the whole image, so bright that the air is seen.",
+        "even grey, brighter where the coils amplify noise.",
+        "copies of the head (ghosts), stripes (interference, spikes), a sharp edge or black corners (masked or "
+        "filtered by the scanner: the noise level is then hard to estimate).",
+        picture=True,
+    ),
     "flicker": Caption(
         "Before, after, residual",
         "Before and after, b={b}",
@@ -81,6 +98,26 @@ CAPTIONS: dict[str, Caption] = {
         "as structureless as the residual of one volume, or paler.",
         "bright or dark anatomy: the denoised signal is too low or too high there. With --bias-correction "
         "rician fluid is bright at high b-values: that is the noise floor, taken away.",
+        picture=True,
+    ),
+    "shellmean": Caption(
+        "Before, after, residual",
+        "Mean of the shell before and after, b={b}",
+        "All volumes of the shell averaged: noise is averaged out in both, so the two should be the same picture.",
+        "nothing moves when you flicker.",
+        "places that become brighter or darker (bias), or borders that soften (blur). Blurred borders in both: the "
+        "head moved between volumes.",
+        flicker=True,
+        picture=True,
+    ),
+    "shellstd": Caption(
+        "Before, after, residual",
+        "Spread over the volumes of the shell, b={b}",
+        "Standard deviation over the volumes: noise, and what differs between directions.",
+        "darker after, with white matter left bright at high b-values (directions differ there), and even slices.",
+        "bright rims around the brain or the ventricles (motion), single bright slices (dropout), ghosts; or white "
+        "matter that became as dark as grey matter (directions were made alike).",
+        flicker=True,
         picture=True,
     ),
     "methods": Caption(
@@ -200,7 +237,7 @@ CAPTIONS: dict[str, Caption] = {
 }
 
 _AFTER_ALL_SHELLS = 10**9
-_PER_SHELL = re.compile(r"(flicker|residual|meanresidual|methods)B(\d+)")
+_PER_SHELL = re.compile(r"(flicker|residual|meanresidual|shellmean|shellstd|methods)B(\d+)")
 
 
 def caption_of(figure: str) -> tuple[Caption, str] | None:

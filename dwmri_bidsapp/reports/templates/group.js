@@ -19,7 +19,7 @@ function setUpGroup(data) {
     const size = Math.abs(x);
     const text = size >= 1000 ? Math.round(x).toLocaleString("en") : size && size < 1e-3 ? x.toExponential(2)
       : String(Number(x.toPrecision(3)));
-    return text.replace("-", "−");
+    return text.replaceAll("-", "−");
   };
 
   function fill(id, choices, all) {
@@ -91,7 +91,7 @@ function setUpGroup(data) {
                y: here.map((run) => value(m, k, run)), text: here.map((run) => data.runs[run].label),
                customdata: here.map((run) => data.runs[run].page), hovertemplate: "%{text}<br>%{y:.4g}<extra>" + method + "</extra>",
                hoveron: "points", line: { color: colour, width: 1.5 }, marker: { color: colour, size: here.length > 300 ? 3 : 6, opacity: 0.65 },
-               ...(many ? { side: "positive", points: "all", pointpos: -0.75, jitter: 0.7, box: { visible: true, width: 0.16 }, width: 0.9, spanmode: "hard" }
+               ...(many ? { side: "positive", points: "all", pointpos: -0.6, jitter: 0.6, box: { visible: true, width: 0.16 }, width: 0.75, spanmode: "hard" }
                  : { boxpoints: "all", pointpos: 0, jitter: 0.4, fillcolor: "rgba(0,0,0,0)" }) };
     }).filter((trace) => trace.y.length);
     const unit = measure.unit ? ` (${measure.unit})` : "";
@@ -110,7 +110,7 @@ function setUpGroup(data) {
       entry.n += 1;
       sums.set(data.runs[run].participant, entry);
     });
-    return [...sums].map(([participant, { sum, n, page }]) => ({ participant, page, difference: sum / n }));
+    return [...sums].map(([participant, { sum, n, page }]) => ({ participant, page, difference: Number((sum / n).toPrecision(6)) }));
   }
 
   function drawDifferences(runs, measure, found) {
@@ -135,11 +135,13 @@ function setUpGroup(data) {
                     error_y: low === null ? {} : { type: "data", symmetric: false, array: [high - mean], arrayminus: [mean - low], color: colour, thickness: 2.5, width: 8 } });
       words.push(`${method} minus ${state.reference}: ${show(mean)}, 95% ${show(low)} to ${show(high)}`);
     });
-    const better = { higher: ", above zero is better", lower: ", below zero is better" }[measure.better] ?? "";
+    const better = { higher: "above zero is better", lower: "below zero is better" }[measure.better] ?? "";
+    const unit = measure.unit ? ` (${measure.unit})` : "";
     plot("chart-differences", traces, {
-      title: { text: `Difference to ${state.reference}${better}`, font: { size: 15 }, x: 0, xref: "paper" },
+      title: { text: `Difference to ${state.reference}${unit}`, subtitle: { text: better }, font: { size: 15 }, x: 0, xref: "paper" },
+      margin: { l: 60, r: 15, t: 64, b: 45 },
       xaxis: { tickvals: names.map((_, i) => i), ticktext: names, range: [-0.6, names.length - 0.4], zeroline: false },
-      yaxis: { zeroline: true, zerolinewidth: 2 } });
+      yaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
     get("chart-differences").setAttribute("aria-label", words.join("; ") || "No differences");
   }
 
@@ -184,6 +186,7 @@ function setUpGroup(data) {
       const pair = found[`${state.reference}|${method}`][m.name];
       if (!pair || (state.shell && m.shell && m.shell !== state.shell && m.shell !== "0")) return;
       const [n, reference, own, difference, low, high, effect, least, most, improved] = pair;
+      if (difference === 0 && low === null) return; // a measure of the acquired data: the same for all methods
       const row = document.createElement("tr");
       const head = cell(row, m.label + (m.unit ? ` (${m.unit})` : ""), m.name === last ? "again" : "", true);
       head.title = m.description;
@@ -299,10 +302,7 @@ function setUpGroup(data) {
     const names = columns.map((column) => column.label + (column.unit ? ` (${column.unit})` : ""));
     const rows = selectedRows(selectedRuns()).map((row) => columns.map((column) => String((column.number ? column.number(row) : column.text(row)) ?? "n/a")));
     const lines = [names, ...rows].map((row) => row.map(quote).join(comma ? "," : "\t"));
-    const link = Object.assign(document.createElement("a"), { download: `group_selection.${kind}`,
-      href: URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: comma ? "text/csv" : "text/tab-separated-values" })) });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    saveText(lines.join("\n") + "\n", `group_selection.${kind}`, comma ? "text/csv" : "text/tab-separated-values");
   }
 
   function drawCharts(runs) {

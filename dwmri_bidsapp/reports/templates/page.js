@@ -41,4 +41,11 @@ function loadPlotly() {
   return plotlyLoading;
 }
 
+// Files are made in the browser and saved by it: nothing is sent.
+function saveText(text, name, type) {
+  const link = Object.assign(document.createElement("a"), { download: name, href: URL.createObjectURL(new Blob([text], { type })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 document.querySelectorAll("figure.flicker").forEach(setUpFlicker);

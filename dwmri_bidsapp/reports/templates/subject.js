@@ -35,3 +35,11 @@ const nearby = new IntersectionObserver((entries) => entries.filter((entry) => e
   loadPlotly().then(() => drawSphere(target));
 }), { rootMargin: "600px" });
 document.querySelectorAll(".sphere-figure").forEach((figure) => nearby.observe(figure));
+
+document.querySelectorAll(".rating form").forEach((form) => form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = new FormData(form);
+  const rating = { run: form.dataset.run, rating: given.get("rating"), seen: given.getAll("seen"), rater: given.get("rater"),
+    notes: given.get("notes"), date: new Date().toISOString() };
+  saveText(JSON.stringify(rating, null, 2) + "\n", `${form.dataset.run}_rating.json`, "application/json");
+}));
