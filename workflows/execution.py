@@ -70,10 +70,9 @@ def run_participant_level(config: Config, runs: Sequence[DwiRun]) -> list[RunOut
     """
     errors = {run.label: error for run in runs if (error := _unreadable(run))}
     usable = [run for run in runs if run.label not in errors]
-    for line in (
-        too_small({run.label: memory_gb(run.dwi) for run in usable}, config.gpu_ids) if config.gpu_ids else []
-    ):
-        LOGGER.warning(line)
+    if config.gpu_ids:
+        for line in too_small({run.label: memory_gb(run.dwi) for run in usable}, config.gpu_ids):
+            LOGGER.warning(line)
     if usable:
         errors |= _execute(config, usable)
     return [
