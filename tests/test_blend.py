@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blend import Blend, calibrate, error_variance, look_up
+from dwmri_bidsapp.denoising.blend import Blend, box_mean, calibrate, error_variance, look_up
 from dwmri_bidsapp.denoising.blind import BlindBase
 from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
@@ -75,7 +75,9 @@ def test_lesion_without_the_local_term_would_stay_wrong() -> None:
     prediction[LESION] += 12
     measured = SIGNAL + torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
     ones = torch.ones(SHAPE)
-    variance = error_variance(measured, prediction, 0.1 * ones, ones, MASK, Blend(1.0))
+    variance = error_variance(
+        measured, prediction, 0.1 * ones, ones, MASK, box_mean(MASK.float()), Blend(1.0)
+    )
     assert float(variance[6, 6, 6]) == pytest.approx(144, rel=0.15)
     torch.testing.assert_close(variance[13:], torch.full_like(variance[13:], 0.1))
 
@@ -83,7 +85,9 @@ def test_lesion_without_the_local_term_would_stay_wrong() -> None:
 def test_chance_is_not_believed() -> None:
     generator = torch.Generator().manual_seed(5)
     measured, ones = torch.randn(SHAPE, generator=generator), torch.ones(SHAPE)
-    variance = error_variance(measured, torch.zeros(SHAPE), torch.zeros(SHAPE), ones, MASK, Blend(1.0))
+    variance = error_variance(
+        measured, torch.zeros(SHAPE), torch.zeros(SHAPE), ones, MASK, box_mean(MASK.float()), Blend(1.0)
+    )
     assert float((variance > 0).float().mean()) < 0.02
 
 

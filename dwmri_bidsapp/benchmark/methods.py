@@ -83,7 +83,7 @@ def available_methods(variants: Mapping[str, dict[str, Any]] | None = None) -> d
     methods += [
         # more threads of OpenBLAS than one let its many small decompositions wait for each other
         Method("mppca", "DIPY mppca", _worker("mppca"), {"OPENBLAS_NUM_THREADS": "1"}),
-        Method("patch2self", "DIPY patch2self as shipped", _worker("patch2self")),
+        Method("patch2self", "DIPY patch2self, padded to a multiple of five volumes", _worker("patch2self")),
         Method("leave-one-out", "least-squares regression over the whole mask", _worker("leave-one-out")),
     ]
     for name, options in {**OURS, **(variants or {})}.items():

@@ -13,7 +13,13 @@ from ..errors import UsageError
 from ..machine import available_cpus
 from ..options import STARTS, DenoiseOptions, shipped_weights, weights_file
 
-SLOPPY = {"init": "random", "max_steps": 10, "batch_size": 2, "patch_size": 16, "base_filters": 8}
+SLOPPY: dict[str, Any] = {
+    "init": "random",
+    "max_steps": 10,
+    "batch_size": 2,
+    "patch_size": 16,
+    "base_filters": 8,
+}
 """What ``--sloppy`` stands for, where the options do not say otherwise."""
 
 _ONLY_COMMAND_LINE = ("bids_dir", "out_dir", "levels", "run_uuid")

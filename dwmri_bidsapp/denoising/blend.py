@@ -67,6 +67,7 @@ def error_variance(
     expected_xyz: Tensor,
     noise_xyz: Tensor,
     mask_xyz: Tensor,
+    count_xyz: Tensor,
     blend: Blend,
 ) -> Tensor:
     """Variance of the blind prediction's error, per voxel, in SNR units.
@@ -81,6 +82,8 @@ def error_variance(
         Variance of the noise of the magnitudes.
     mask_xyz
         (X, Y, Z) bool.
+    count_xyz
+        Share of the mask around each voxel, from :func:`box_mean`.
     blend
         Calibration of the shell.
 
@@ -93,15 +96,15 @@ def error_variance(
     total = regular + noise_xyz
     inside = mask_xyz.float()
     surplus = ((measured_xyz - prediction_xyz).square() / total - 1.0) * inside
-    count = _box_mean(inside)
-    surplus = _box_mean(surplus) / count.clamp(min=1e-6)
-    samples = (count * (2 * LOCAL_RADIUS + 1) ** 3).clamp(min=1.0)
+    surplus = box_mean(surplus) / count_xyz.clamp(min=1e-6)
+    samples = (count_xyz * (2 * LOCAL_RADIUS + 1) ** 3).clamp(min=1.0)
     # the square of a normal variate has variance 2
     believed = torch.where(surplus > SIGNIFICANT * (2.0 / samples).sqrt(), surplus, torch.zeros_like(surplus))
     return regular + believed * total
 
 
-def _box_mean(image_xyz: Tensor) -> Tensor:
+def box_mean(image_xyz: Tensor) -> Tensor:
+    """Mean over the cube around each voxel that speaks for a local excess; zero outside the image."""
     edge = 2 * LOCAL_RADIUS + 1
     image = image_xyz[None, None]
     for axis in range(3):

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .windows import debias_eigenvalues
+from .windows import debias_eigenvalues, eigh
 
 # below this number of samples a window says less than the covariance of the whole brain does
 PRIOR_SAMPLES = 8.0
@@ -229,7 +229,7 @@ def _mean_and_covariance(
 
 def _precision(cov_bvv: Tensor, count_b: Tensor) -> Tensor:
     """Inverse of the covariance with debiased signal eigenvalues and noise eigenvalues of 1."""
-    values_bv, vectors_bvv = torch.linalg.eigh(cov_bvv)
+    values_bv, vectors_bvv = eigh(cov_bvv)
     values_bv = debias_eigenvalues(values_bv, (cov_bvv.shape[1] / count_b.clamp(min=2.0))[:, None])
     return (vectors_bvv / values_bv[:, None, :]) @ vectors_bvv.mT
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .windows import bulk_edge, cut_windows, window_moments
+from .windows import bulk_edge, cut_windows, eigh, window_moments
 
 SMALLEST_EDGE = 5
 WINDOWS_AT_ONCE = 256
@@ -70,7 +70,7 @@ def overcomplete_local_pca(
 def _project(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor]:
     """Samples projected on the components above the bulk of the noise, and the number of these."""
     centred_wsv, mean_wv, cov_wvv, count_w = window_moments(data_nv, index_ws)
-    values_wv, vectors_wvv = torch.linalg.eigh(cov_wvv)
+    values_wv, vectors_wvv = eigh(cov_wvv)
     signal_wv = (values_wv > bulk_edge(data_nv.shape[1] / count_w)[:, None]).float()
     projected = (centred_wsv @ (vectors_wvv * signal_wv[:, None, :])) @ vectors_wvv.mT
     return mean_wv[:, None] + projected, signal_wv.sum(dim=1)

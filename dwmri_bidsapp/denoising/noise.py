@@ -20,7 +20,7 @@ from scipy import integrate, ndimage, special
 from torch import Tensor
 
 from ..errors import BadDataError
-from .windows import cut_windows, debias_eigenvalues, window_moments
+from .windows import cut_windows, debias_eigenvalues, eigvalsh, window_moments
 
 Floats = NDArray[np.floating]
 
@@ -62,7 +62,7 @@ def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArr
         _, mean_wv, cov_wvv, count_w = window_moments(data_nv, part_ws)
         # LAPACK finds NaN among numbers next to nothing, which exactly low-rank data leave
         cov_wvv.diagonal(dim1=1, dim2=2).add_(1e-10)
-        variances.append(noise_variance(torch.linalg.eigvalsh(cov_wvv), count_w))
+        variances.append(noise_variance(eigvalsh(cov_wvv), count_w))
         share_w1 = (count_w / (count_w + 1))[:, None]
         moments.append(cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square())
     spread_w = torch.cat(variances).sqrt().double().numpy()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .blend import Blend, calibrate, error_variance, look_up
+from .blend import Blend, box_mean, calibrate, error_variance, look_up
 from .blind import BlindBase
 from .context import Context
 from .hardware import Precision
@@ -63,6 +63,7 @@ class Reconstruction:
         self._bias_table = rician_bias_table(self.context.device)
         self._variance_n = torch.zeros(int(self.mask_xyz.sum()), device=self.context.device)
         self._n_dwi = 0
+        self._count = box_mean(self.mask_xyz.float())
 
     def volumes(self) -> Iterator[tuple[int, Tensor]]:
         """Every target volume and its denoised values (N,) in SNR units, shell after shell."""
@@ -106,9 +107,9 @@ class Reconstruction:
         prediction[self.mask_xyz] = p_n
         noise = look_up(prediction, self._table)
         measured = self.context.snr_vxyz[volume].float()
-        variance = error_variance(measured, prediction, self._expected(volume), noise, self.mask_xyz, blend)[
-            self.mask_xyz
-        ]
+        variance = error_variance(
+            measured, prediction, self._expected(volume), noise, self.mask_xyz, self._count, blend
+        )[self.mask_xyz]
         noise_n = noise[self.mask_xyz]
         if self.context.shell[volume] > 0:
             self._variance_n += variance * noise_n / (variance + noise_n)

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +215,6 @@ class _State:
         watcher = PatchSampler(context, self.heldout_mask, options.patch_size, self.generator)
         self.watched = watcher.draw(HELDOUT_PATCHES)
         self.criterion = make_loss(options.loss, options.alpha, options.beta)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY
-        )
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision.scales_loss)
         self.plateau_factor = 1.0
         self.record = Training()
@@ -224,6 +222,13 @@ class _State:
         self.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.path = None if checkpoint_dir is None else checkpoint_dir / "checkpoint.pt"
         self.log = _open_log(checkpoint_dir)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when first needed: PyTorch takes a second to import its optimizers, and no steps need none."""
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=self.options.learning_rate, weight_decay=WEIGHT_DECAY
+        )
 
     def _forward(self, volumes: list[int], boxes: list[Box]) -> tuple[Tensor, Tensor]:
         """Prediction and target of some samples."""

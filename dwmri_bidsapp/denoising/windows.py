@@ -5,9 +5,17 @@ Axes: ``x y z`` space, ``w`` window, ``s`` voxel (sample) of a window, ``v`` vol
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# windows with less than this share of their voxels in the mask are left out where others hold the same voxels
+LEAST_SHARE = 0.2
 
 
 def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
@@ -25,7 +33,7 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
     -------
     Tensor
         (W, edge³) index of each voxel among those of the mask, in the order of ``mask_xyz.nonzero()``; -1 outside the
-        mask. No window is empty.
+        mask. No window is empty, every voxel of the mask lies in one, and slivers that only repeat others are left out.
     """
     index = torch.full(mask_xyz.shape, -1, dtype=torch.int64)
     index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()))
@@ -36,7 +44,12 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
     for axis in range(3):
         windows = windows.unfold(axis, edge, step)
     windows = windows.reshape(-1, edge**3)
-    return windows[(windows >= 0).any(dim=1)]
+    count_w = (windows >= 0).sum(dim=1)
+    full_w = count_w >= LEAST_SHARE * edge**3
+    alone = torch.ones(int(mask_xyz.sum()) + 1, dtype=torch.bool)
+    alone[windows[full_w].flatten()] = False
+    alone[-1] = False  # where the index -1 points
+    return windows[full_w | alone[windows].any(dim=1)]
 
 
 def window_moments(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,6 +78,31 @@ def window_moments(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor, T
     centred_wsv = (samples_wsv - mean_wv[:, None]) * inside_ws1
     free_w = (count_w - 1).clamp(min=1)
     return centred_wsv, mean_wv, centred_wsv.mT @ centred_wsv / free_w[:, None, None], free_w
+
+
+def eigh(matrices_bvv: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, V), smallest first, and eigenvectors (B, V, V) of symmetric matrices."""
+    found = _in_shares(torch.linalg.eigh, matrices_bvv)
+    return torch.cat([values for values, _ in found]), torch.cat([vectors for _, vectors in found])
+
+
+def eigvalsh(matrices_bvv: Tensor) -> Tensor:
+    """Eigenvalues (B, V), smallest first, of symmetric matrices."""
+    return torch.cat(_in_shares(torch.linalg.eigvalsh, matrices_bvv))
+
+
+def _in_shares(function: Callable[[Tensor], Any], matrices_bvv: Tensor) -> list[Any]:
+    """Results for a share of the batch per thread: LAPACK takes one small matrix after the other on one thread."""
+    parts = matrices_bvv.chunk(1 if matrices_bvv.is_cuda else torch.get_num_threads())
+    if len(parts) == 1:
+        return [function(matrices_bvv)]
+    return list(_threads(len(parts)).map(function, parts))
+
+
+@lru_cache(maxsize=1)
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Threads that stay, and start none of their own: LAPACK would set up a team in each of them."""
+    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def debias_eigenvalues(values: Tensor, ratio: Tensor) -> Tensor:
