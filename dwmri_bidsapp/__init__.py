@@ -1,4 +1,4 @@
-"""A BIDS App that removes noise from diffusion MRI with a network trained on each run alone."""
+"""A BIDS App that removes noise from diffusion MRI with a network trained on each run."""
 
 from __future__ import annotations
 

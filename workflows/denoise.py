@@ -132,6 +132,6 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         f"{b0} were denoised without a clean reference: each was predicted from all others by local principal "
         f"components that leave out the volume itself (in the manner of [@batson2019; @fadnavis2020]) and refined "
         f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
-        f"{start} on this run alone (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
+        f"{start} on this run (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
         f"{noise}. {bias}. "
     )

@@ -187,8 +187,8 @@ def _names_and_metadata(run: DwiRun, sources: dict[str, str]) -> dict[str, dict[
                 "Sources": used,
                 "SpatialReference": sources["dwi"],
                 "SkullStripped": True,
-                "Description": "Standard deviation of the error left in the denoised diffusion-weighted volumes, "
-                "in units of the signal",
+                "Description": "Root mean square of the error left in the denoised diffusion-weighted volumes, the "
+                "noise floor included where it was not removed, in units of the signal",
             },
         },
         "timeseries": {"desc": "training", "suffix": "timeseries", "meta_dict": TIMESERIES_COLUMNS},

@@ -13,7 +13,6 @@ from .parser import build_subcommand_parser
 
 DEMO_SHAPE = (38, 46, 38)
 """Grid of the demonstration: whole brains of 5 mm voxels."""
-DEMO_STEPS = 150
 """Steps of training in the demonstration: enough to show the gain in minutes on two cores."""
 
 
@@ -73,7 +72,7 @@ def demo(namespace: argparse.Namespace, others: Sequence[str]) -> int:
     truth = bids_dir / "derivatives" / "truth"
     code = main(
         [str(bids_dir), str(derivatives), "participant", "group", "--derivatives", f"truth={truth}",
-         "--work-dir", str(out_dir / "work"), "--max-steps", str(DEMO_STEPS), *others]
+         "--work-dir", str(out_dir / "work"), *others]
     )  # fmt: skip
     if code == 0:
         _print_comparison(bids_dir, derivatives)

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PACKAGE,
         usage="%(prog)s [options] BIDS_DIR OUT_DIR {participant,group} [{participant,group}]",
-        description="Removes noise from diffusion-weighted MRI: a network is trained on each run alone.",
+        description="Removes noise from diffusion-weighted MRI: a network is trained on each run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

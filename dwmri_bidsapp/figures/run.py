@@ -168,7 +168,7 @@ def _mask_figures(
     mean_xyz = statistics.shell_mean[highest][0]
     outside = mean_xyz[~mask_xyz]
     # Plain noise becomes mid-grey.
-    top = 2 * float(np.median(outside)) if outside.size else 1.0
+    top = 2 * float(np.median(np.abs(outside))) if outside.size else 1.0
     everything = plan_slices(np.ones_like(mask_xyz), affine)
     figure = pictures.map_picture(
         mean_xyz, everything, window=(0.0, top or 1.0), title="BACKGROUND of the mean of the highest shell"
@@ -181,7 +181,7 @@ def _map_figures(
 ) -> Iterator[tuple[str, str]]:
     maps = {"noisemap": (sigma_xyz, "NOISE STANDARD DEVIATION")}
     if uncertainty_xyz is not None:
-        maps["uncertainty"] = (uncertainty_xyz, "ERROR THAT IS LEFT (standard deviation)")
+        maps["uncertainty"] = (uncertainty_xyz, "ERROR THAT IS LEFT (root mean square)")
     for name, (volume, title) in maps.items():
         shown = np.where(mask_xyz, volume, np.nan)
         figure = pictures.map_picture(

@@ -176,7 +176,8 @@ CAPTIONS: dict[str, Caption] = {
     "uncertainty": Caption(
         "Noise",
         "Error that is left",
-        "Standard deviation of the error expected after denoising, in signal units.",
+        "Root mean square of the error expected after denoising, the noise floor included unless it was removed, in "
+        "signal units.",
         "well below the noise level, somewhat higher at borders and in tracts that cross.",
         "as high as the noise level: nothing was gained there.",
         picture=True,

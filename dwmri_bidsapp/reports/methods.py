@@ -52,7 +52,7 @@ REFERENCES = (
 _METHOD = Markup(
     "<p>Every volume was first predicted from the other volumes of the same run by local principal component analysis "
     "in which the voxel itself takes no part, so that its own noise cannot come back. A convolutional network, trained "
-    "on this run alone and told where each volume lies in q-space, refined that prediction; its loss compares signed, "
+    "on this run and told where each volume lies in q-space, refined that prediction; its loss compares signed, "
     "linear edges only, so that its minimum is the noise-free image although the targets are noisy. The measurement "
     "was then given back its share where it is the better estimate. Nothing was clipped; grid, orientation, b-values "
     "and b-vectors are those of the input.</p>"
