@@ -391,6 +391,23 @@ def test_a_run_gives_files_with_ids_of_their_own_and_nothing_from_outside(tmp_pa
     assert len(ids) == len(set(ids))
 
 
+def test_a_series_that_falls_below_zero_outside_the_brain_is_drawn(tmp_path: Path) -> None:
+    run = make_run()
+    noisy = np.where(run.mask[..., None], run.noisy, -1.0).astype(np.float32)
+    files = make_run_figures(
+        noisy,
+        run.denoised,
+        run.sigma,
+        run.mask,
+        run.gradients,
+        LAS,
+        history=[],
+        out_dir=tmp_path,
+        prefix="sub-01",
+    )
+    assert files["background"].stat().st_size > 1000
+
+
 def test_the_same_data_give_the_same_files(tmp_path: Path) -> None:
     run = make_run()
     texts = []
