@@ -178,7 +178,7 @@ def test_prepare_and_denoise_from_file_to_file(tmp_path: Path) -> None:
             dwi_file=files["dwi_file"],
             gradients_file=prepared.gradients_file,
             mask_file=prepared.mask_file,
-            options={"max_steps": 2, "base_filters": 2, "patch_size": 8, "batch_size": 1},
+            options={"max_steps": 2, "init": "random", "base_filters": 2, "patch_size": 8, "batch_size": 1},
             checkpoint_dir=str(tmp_path / "checkpoints"),
         )
         .run(cwd=str(tmp_path / "work"))
