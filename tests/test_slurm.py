@@ -210,7 +210,10 @@ def test_a_task_goes_on_after_its_node_failed(tmp_path: Path) -> None:
     assert checkpoint is not None
     lost = time.time() - checkpoint.stat().st_mtime
     kept = _saved_steps(tmp_path)
-    _sh("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    # A node whose daemon lives may have come back by itself, and then refuses this.
+    subprocess.run(
+        ["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True, check=False
+    )
     _wait_until(lambda: _field(f"{job}_1", "Restarts") == "1", 60, "the requeue")
     _start_again(job)
     assert kept % 25 == 0 and 25 <= kept < 140
