@@ -12,7 +12,7 @@ from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
 from dwmri_bidsapp.denoising.model import DenoiserNet
 from dwmri_bidsapp.denoising.noise import rician_variance_factor, rician_variance_table
-from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, Reconstruction
+from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, PCA_SHARE, Reconstruction
 from dwmri_bidsapp.simulation import make_protocol
 
 SHAPE = (16, 15, 14)
@@ -33,10 +33,10 @@ def reconstruct(
     precision = torch.full((n, 6, 5, 5), 1 / (1 + expected))
     base = BlindBase(base_vxyz, precision, 3)
     context = build_context(snr, base_vxyz, gradients, np.flatnonzero(gradients.dwi).tolist())
-    # an overcomplete PCA that equals the blend leaves the blend alone to be judged
+    # an overcomplete PCA of zero, and its share undone: the blend alone is judged
     untrained = DenoiserNet(9, 1, 4).eval()
     run = Reconstruction(context, base, torch.zeros((n, int(MASK.sum()))), untrained, MASK, Precision(None))
-    blended = {v: (2 * values).reshape(SHAPE) for v, values in run.volumes()}
+    blended = {v: (values / (1 - PCA_SHARE)).reshape(SHAPE) for v, values in run.volumes()}
     found = torch.stack([blended[v] for v in sorted(blended)])
     measured = torch.stack([snr[v].float() for v in sorted(blended)])
     return (measured - SIGNAL).square(), (found - SIGNAL).square(), run

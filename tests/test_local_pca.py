@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.local_pca import overcomplete_local_pca, window_edge
+from dwmri_bidsapp.denoising.local_pca import (
+    _angular_components,
+    angular_contrasts,
+    overcomplete_local_pca,
+    window_edge,
+)
+from dwmri_bidsapp.gradients import Gradients
+from dwmri_bidsapp.simulation import make_protocol
 
 
 def ball(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -93,3 +100,67 @@ def test_it_looks_at_the_own_value() -> None:
     where = int(np.ravel_multi_index((5, 5, 5), shape))
     moved = overcomplete_local_pca(changed, mask)[3, where] - overcomplete_local_pca(snr, mask)[3, where]
     assert float(moved) > 30
+
+
+def protocol(**shells: int) -> Gradients:
+    """One b=0 and shells such as ``b1000=32``."""
+    return make_protocol(1, {float(b[1:]): n for b, n in shells.items()}, np.random.default_rng(3))
+
+
+@pytest.mark.parametrize(
+    ("shells", "dimensions"),
+    [({"b1000": 32}, 5), ({"b1000": 7}, 5), ({"b1000": 6}, 0), ({"b1000": 20, "b2000": 30}, 10), ({}, 0)],
+)
+def test_contrasts_are_those_of_a_tensor(shells: dict[str, int], dimensions: int) -> None:
+    gradients = protocol(**shells)
+    contrasts = angular_contrasts(gradients).double().numpy()
+    assert contrasts.shape == (gradients.n_volumes, dimensions)
+    np.testing.assert_allclose(contrasts.T @ contrasts, np.eye(dimensions), atol=1e-6)
+    if not dimensions:
+        return
+    form = np.array([[1.7, 0.3, -0.2], [0.3, 0.4, 0.1], [-0.2, 0.1, 0.2]])
+    values = np.einsum("vi,ij,vj->v", gradients.bvecs, form, gradients.bvecs)
+    for shell in range(1, len(gradients.shell_bvals)):
+        values[gradients.shell == shell] -= values[gradients.shell == shell].mean()
+    assert np.abs(contrasts[gradients.shell == 0]).max() == 0
+    np.testing.assert_allclose(contrasts @ (contrasts.T @ values), values, atol=1e-6)
+
+
+def test_weak_contrast_between_directions_survives() -> None:
+    """Contrast of half the noise's variance is lost among 33 volumes, and found among its five dimensions."""
+    shape, gradients = (16, 15, 14), protocol(b1000=32)
+    contrasts = angular_contrasts(gradients)
+    x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    waves = torch.from_numpy(np.sin(x) * np.cos(1.3 * y) * np.sin(0.9 * z + 1)).float()
+    weak = contrasts[:, 2, None, None, None] * (0.5**0.5 * waves / waves.std())
+    noise = torch.from_numpy(np.random.default_rng(4).normal(size=weak.shape)).float()
+    snr, mask = (20 + weak + noise).half(), torch.ones(shape, dtype=torch.bool)
+    truth = weak[:, mask]
+
+    def kept(estimate: torch.Tensor) -> float:
+        return float((estimate.float() * truth).sum() / truth.square().sum())
+
+    plain, looked_again = overcomplete_local_pca(snr, mask), overcomplete_local_pca(snr, mask, contrasts)
+    assert kept(plain) < 0.5
+    assert kept(looked_again) > 0.75
+    # of the five dimensions at most two are kept for nothing, of 33
+    assert float((looked_again.float() - 20 - truth).square().mean()) < 2.5 / 33
+
+
+def test_second_look_adds_orthonormal_components() -> None:
+    """What the first look keeps, in part along the contrasts, has no part in the second: nothing is amplified."""
+    contrasts = angular_contrasts(protocol(b1000=20))
+    rng = np.random.default_rng(5)
+    samples = torch.from_numpy(rng.normal(size=(6, 125, 21))).float()
+    oblique = contrasts[:, :3] + torch.from_numpy(rng.normal(size=(21, 3))).float() / 21**0.5
+    samples += torch.from_numpy(4 * rng.normal(size=(6, 125, 3))).float() @ oblique.T
+    samples += torch.from_numpy(rng.normal(size=(6, 125, 5))).float() @ contrasts.T
+    cov = samples.mT @ samples / 125
+    values, vectors = torch.linalg.eigh(cov)
+    kept = vectors * (values > 5.0).float()[:, None, :]
+    added = _angular_components(cov, values, kept, contrasts, torch.full((6,), 125.0))
+    assert bool((kept.square().sum(dim=(1, 2)).round() == 3).all())
+    assert bool((added.square().sum(dim=(1, 2)) > 1.5).all()), "something is found"
+    torch.testing.assert_close(kept.mT @ added, torch.zeros(6, 21, 5), atol=1e-4, rtol=0)
+    lengths = added.square().sum(dim=1)
+    torch.testing.assert_close(added.mT @ added, torch.diag_embed(lengths.round()), atol=1e-4, rtol=0)

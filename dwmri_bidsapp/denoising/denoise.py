@@ -22,7 +22,7 @@ from ..options import DenoiseOptions, shipped_weights
 from .blind import blind_local_pca, bounding_box
 from .context import N_CHANNELS, N_COORDINATES, build_context
 from .hardware import choose_device, choose_precision
-from .local_pca import overcomplete_local_pca
+from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, estimate_noise_level
 from .reconstruct import Reconstruction
@@ -163,7 +163,8 @@ def _denoise(
 
     snr = to_snr_units(dwi_xyzv[box], sigma_xyz[box], mask)
     roles = _roles(gradients, options)
-    pca_vn = overcomplete_local_pca(snr, mask, device=device) if options.blend else None
+    contrasts_vk = angular_contrasts(gradients)
+    pca_vn = overcomplete_local_pca(snr, mask, contrasts_vk, device=device) if options.blend else None
     watch.lap("local_pca")
     base = blind_local_pca(snr, mask, block=options.block, device=device)
     watch.lap("blind")

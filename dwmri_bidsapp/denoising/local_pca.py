@@ -4,7 +4,12 @@ Overlapping windows; in each, the components of the covariance over volumes that
 voxel's estimate is the mean over all windows that hold it. Its errors come from the voxel's own noise, those of the
 blind network from the noise of other volumes: they differ, so the mean of both is better than either.
 
-Axes: ``w`` window, ``s`` voxel (sample) of a window, ``v`` volume, ``n`` voxel of the mask.
+Weak contrast between directions drowns in the noise of all volumes together, and losing it lowers the anisotropy. But
+where it lies is known: diffusion varies slowly over the sphere. So a second look is taken, at the few dimensions of
+such contrast alone, where the noise has less room.
+
+Axes: ``w`` window, ``s`` voxel (sample) of a window, ``v`` volume, ``n`` voxel of the mask, ``k`` dimension of
+the angular contrast.
 
 References
 ----------
@@ -14,13 +19,20 @@ Gavish & Donoho 2017, Optimal shrinkage of singular values, doi:10.1109/TIT.2017
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..gradients import Gradients
 from .windows import bulk_edge, cut_windows, eigh, window_moments
 
 SMALLEST_EDGE = 5
 WINDOWS_AT_ONCE = 256
+# share of the edge of the noise from which angular contrast is kept; chosen on real pieces and phantoms, see
+# docs/research-log.md
+ANGULAR_THRESHOLD = 0.8
+# squared length that must be left of a dimension of the contrast after the components kept before
+LEAST_LEFT = 0.1
 
 
 def window_edge(n_volumes: int) -> int:
@@ -31,8 +43,41 @@ def window_edge(n_volumes: int) -> int:
     return edge
 
 
+def angular_contrasts(gradients: Gradients) -> Tensor:
+    """Contrasts between the directions of a shell that vary as slowly over the sphere as a tensor does.
+
+    Parameters
+    ----------
+    gradients
+        The gradient table of the V volumes.
+
+    Returns
+    -------
+    Tensor
+        (V, K) orthonormal columns of mean zero in each shell: the second-order harmonics on its directions. Shells of
+        no more than six directions have none, and K may be 0.
+    """
+    columns = [np.zeros((gradients.n_volumes, 0))]
+    for shell in range(1, len(gradients.shell_bvals)):
+        members = np.flatnonzero(gradients.shell == shell)
+        if len(members) <= 6:
+            continue
+        x, y, z = gradients.bvecs[members].T
+        forms = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+        vectors, lengths, _ = np.linalg.svd(forms - forms.mean(axis=0), full_matrices=False)
+        vectors = vectors[:, lengths > 1e-3 * lengths[0]]
+        contrast = np.zeros((gradients.n_volumes, vectors.shape[1]))
+        contrast[members] = vectors
+        columns.append(contrast)
+    return torch.as_tensor(np.concatenate(columns, axis=1), dtype=torch.float32)
+
+
 def overcomplete_local_pca(
-    snr_vxyz: Tensor, mask_xyz: Tensor, *, device: str | torch.device = "cpu"
+    snr_vxyz: Tensor,
+    mask_xyz: Tensor,
+    contrasts_vk: Tensor | None = None,
+    *,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """Denoise all volumes together by local PCA with known noise.
 
@@ -42,6 +87,8 @@ def overcomplete_local_pca(
         (V, X, Y, Z) data in units of the noise standard deviation.
     mask_xyz
         (X, Y, Z) bool; only voxels inside are used and estimated.
+    contrasts_vk
+        (V, K) from :func:`angular_contrasts`, for the second look; none without it.
     device
         Where the eigendecompositions run.
 
@@ -55,10 +102,12 @@ def overcomplete_local_pca(
     data_nv = torch.stack([volume[mask_xyz] for volume in snr_vxyz], dim=1).to(device)
     total_nv = torch.zeros(data_nv.shape, device=device)
     weight_n = torch.zeros(len(data_nv), device=device)
+    contrasts_vk = torch.zeros(n_volumes, 0) if contrasts_vk is None else contrasts_vk
+    contrasts_vk = contrasts_vk.to(device)
     windows_ws = cut_windows(mask_xyz, edge, edge // 2)
     for index_ws in windows_ws.to(device).split(WINDOWS_AT_ONCE):
         inside_ws = index_ws >= 0
-        estimate_wsv, rank_w = _project(data_nv, index_ws)
+        estimate_wsv, rank_w = _project(data_nv, index_ws, contrasts_vk)
         # simple windows are the better witnesses (Manjon 2013, eq. 6)
         weight_w = 1.0 / (1.0 + rank_w)
         index = index_ws[inside_ws]
@@ -67,10 +116,36 @@ def overcomplete_local_pca(
     return (total_nv.div_(weight_n[:, None])).half().T.contiguous().cpu()
 
 
-def _project(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor]:
+def _project(data_nv: Tensor, index_ws: Tensor, contrasts_vk: Tensor) -> tuple[Tensor, Tensor]:
     """Samples projected on the components above the bulk of the noise, and the number of these."""
     centred_wsv, mean_wv, cov_wvv, count_w = window_moments(data_nv, index_ws)
     values_wv, vectors_wvv = eigh(cov_wvv)
     signal_wv = (values_wv > bulk_edge(data_nv.shape[1] / count_w)[:, None]).float()
-    projected = (centred_wsv @ (vectors_wvv * signal_wv[:, None, :])) @ vectors_wvv.mT
-    return mean_wv[:, None] + projected, signal_wv.sum(dim=1)
+    kept_wvc = vectors_wvv * signal_wv[:, None, :]
+    rank_w = signal_wv.sum(dim=1)
+    if contrasts_vk.shape[1]:
+        angular_wvk = _angular_components(cov_wvv, values_wv, kept_wvc, contrasts_vk, count_w)
+        rank_w = rank_w + angular_wvk.square().sum(dim=(1, 2)).round()
+        kept_wvc = torch.cat([kept_wvc, angular_wvk], dim=2)
+    return mean_wv[:, None] + (centred_wsv @ kept_wvc) @ kept_wvc.mT, rank_w
+
+
+def _angular_components(
+    cov_wvv: Tensor, values_wv: Tensor, kept_wvv: Tensor, contrasts_vk: Tensor, count_w: Tensor
+) -> Tensor:
+    """Orthonormal components (W, V, K) of angular contrast that stand out once the kept ones are taken away.
+
+    The others are zero.
+    """
+    shared_wvk = kept_wvv.mT @ contrasts_vk
+    left_wvk = contrasts_vk - kept_wvv @ shared_wvk
+    # moments of what is left of the contrasts, from those of the window: the kept components are eigenvectors of it
+    length_wkk = torch.eye(contrasts_vk.shape[1], device=cov_wvv.device) - shared_wvk.mT @ shared_wvk
+    cov_wkk = contrasts_vk.T @ cov_wvv @ contrasts_vk - shared_wvk.mT @ (values_wv[:, :, None] * shared_wvk)
+    length_wk, axes_wkk = eigh(length_wkk)
+    scale_wk = torch.where(length_wk > LEAST_LEFT, length_wk.clamp(min=LEAST_LEFT).rsqrt(), 0.0)
+    whitening_wkk = axes_wkk * scale_wk[:, None, :]
+    variance_wk, turn_wkk = eigh(whitening_wkk.mT @ cov_wkk @ whitening_wkk)
+    limit_w = ANGULAR_THRESHOLD * bulk_edge(contrasts_vk.shape[1] / count_w)
+    found_wk = (variance_wk > limit_w[:, None]).float()
+    return left_wvk @ (whitening_wkk @ (turn_wkk * found_wk[:, None, :]))

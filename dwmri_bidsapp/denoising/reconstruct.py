@@ -18,8 +18,8 @@ from .hardware import Precision
 from .noise import rician_bias_table, rician_variance_table
 from .predict import predict_volume, tiles_of
 
-# share of the local PCA's estimate; chosen on two phantoms, see docs/research-log.md
-PCA_SHARE = 0.5
+# share of the local PCA's estimate; chosen on real pieces and phantoms, see docs/research-log.md
+PCA_SHARE = 0.35
 # between the expected error and the one found on five phantoms, see docs/research-log.md
 ERROR_FACTOR = 1.12
 
