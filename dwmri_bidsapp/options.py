@@ -12,6 +12,22 @@ from .errors import UsageError
 STARTS = ("pretrained", "random")
 STEPS = {"pretrained": 100, "random": 400}
 LEARNING_RATES = {"pretrained": 3e-3, "random": 1e-2}
+NETWORK_PARTS = {
+    "attention": "the attention of the network",
+    "half-resolution": "its half-resolution path, with the attention",
+    "detail": "the enhancement of detail between its paths",
+    "skip": "the connections that carry full resolution past the half-resolution path",
+    "encoding": "the encoding of the channels' places in q-space",
+}
+PARTS = {
+    **NETWORK_PARTS,
+    "q-space": "q-space in that encoding: the index of the volume takes its place",
+    "base": "the blind local PCA as the channel that is corrected: the mean of the other volumes takes its place",
+    "context": "the other channels: the base takes their place",
+    "local-pca": "the mean with the overcomplete local PCA",
+    "second-look": "the second look of that local PCA at angular contrast",
+}
+"""Parts of the method that can be left out, to measure what they are worth; first those that weights contain."""
 AUTOMATIC = -1
 """What is done where the options leave it open: weights that know the task need few and small steps."""
 
@@ -56,8 +72,15 @@ class DenoiseOptions:
     blend
         Give the prediction back its own measurement where that helps, and average it with a local PCA; otherwise
         the result is the blind prediction.
+    leave_out
+        Parts of the method to do without, of :data:`PARTS`; those of the network need ``init="random"``.
     random_seed
         Seed of everything random.
+
+    Raises
+    ------
+    UsageError
+        For parts that do not exist, or of which one at least is needed, or that the initial weights contain.
     """
 
     model: Literal["multiscale", "denoiser"] = "multiscale"
@@ -77,6 +100,7 @@ class DenoiseOptions:
     b0_denoising: bool = True
     bias_correction: Literal["none", "rician"] = "none"
     blend: bool = True
+    leave_out: tuple[str, ...] = ()
     random_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +109,17 @@ class DenoiseOptions:
             object.__setattr__(self, "max_steps", STEPS[start])
         if self.learning_rate == AUTOMATIC:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[start])
+        object.__setattr__(self, "leave_out", tuple(self.leave_out))
+        unknown = set(self.leave_out) - set(PARTS)
+        if unknown or {"half-resolution", "skip"} <= set(self.leave_out):
+            found = " ".join(sorted(unknown)) or "half-resolution and skip, of which one has to stay"
+            raise UsageError(f"--leave-out: expected parts of {', '.join(PARTS)}, found {found}")
+        trained = set(self.leave_out) & set(NETWORK_PARTS)
+        if trained and self.init != "random":
+            raise UsageError(
+                f"--leave-out {' '.join(sorted(trained))}: these weights were trained with it",
+                "use --init random",
+            )
 
     def from_nothing(self, **changes: Any) -> DenoiseOptions:
         """The same options with random weights and ``changes``; steps and rate that were left open are again."""

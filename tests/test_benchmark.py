@@ -433,7 +433,7 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_options_choose_the_grid() -> None:
-    from dwmri_bidsapp.cli.benchmark import _cases, _methods
+    from dwmri_bidsapp.cli.benchmark import _cases, _methods, _variant
 
     def cases(*arguments: str) -> list[Case]:
         found: list[Case] = _cases(build_benchmark_parser().parse_args(["x", *arguments]))
@@ -452,6 +452,9 @@ def test_options_choose_the_grid() -> None:
         ["x", "--method", "noisy", "--variant", "odd:model=denoiser,max_steps=3"]
     )
     assert [method.name for method in _methods(namespace)] == ["noisy", "odd"]
+    assert _variant("bare:init=random,leave_out=skip+base") == (
+        "bare", {"init": "random", "leave_out": ("skip", "base")},
+    )  # fmt: skip
 
 
 def test_a_variant_runs_with_its_options(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ EVERYTHING = Config(
     b0_threshold=12.5,
     mask=Path("/m.nii.gz"),
     noise_map=Path("/n.nii.gz"),
-    method=DenoiseOptions(model="denoiser", loss="mse", alpha=0.1, max_steps=0, init="/w.pt", blend=False),
+    method=DenoiseOptions(
+        model="denoiser", loss="mse", alpha=0.1, max_steps=0, init="/w.pt", blend=False, leave_out=("base",)
+    ),
     device="cuda",
     gpu_ids=(0, 3),
     nprocs=7,
@@ -115,6 +117,7 @@ def test_nothing_typed_gives_the_defaults() -> None:
         (["--bias-correction", "rician"], "bias_correction", "rician"),
         (["--loss", "l1"], "loss", "l1"),
         (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
+        (["--leave-out", "base", "second-look"], "leave_out", ("base", "second-look")),
     ],
 )
 def test_method_options_reach_the_method(arguments: list[str], key: str, value: Any) -> None:
@@ -126,6 +129,18 @@ def test_a_network_that_no_weights_come_with_starts_from_nothing() -> None:
     assert configure("--base-filters", "8", "--max-steps", "5").method == DenoiseOptions(
         init="random", base_filters=8, max_steps=5
     )
+
+
+def test_a_network_without_a_part_starts_from_nothing() -> None:
+    expected = DenoiseOptions(init="random", leave_out=("encoding", "base"))
+    assert configure("--leave-out", "encoding", "base").method == expected
+    assert configure("--leave-out", "base").method.init == "pretrained"
+
+
+def test_parts_of_the_file_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[method]\nleave_out = ['second-look', 'wheels']\n")
+    with pytest.raises(UsageError, match=r"found wheels"):
+        configure("--config-file", str(tmp_path / "c.toml"))
 
 
 def test_weights_need_fewer_and_smaller_steps() -> None:
@@ -236,6 +251,7 @@ def test_missing_file_is_input_output(tmp_path: Path) -> None:
         ["--init", "/nothing/here.pt"], ["--device", "gpu"], ["--device", "cuda:x"],
         ["--device", "cuda:1", "--gpu-ids", "0"], ["--nprocs", "0"], ["--omp-nthreads", "3", "--nprocs", "2"],
         ["--alpha", "-1"], ["--alpha", "nan"], ["--learning-rate", "0"], ["--patch-size", "4"],
+        ["--leave-out", "skip", "half-resolution"], ["--leave-out", "detail", "--init", "pretrained"],
         ["--dry-run", "--reports-only"], ["-d", "a=/x", "a=/y"], ["--mem", "0"], ["--b0-threshold", "-5"],
     ],
 )  # fmt: skip

@@ -127,3 +127,24 @@ def test_lone_volume_of_a_shell_has_its_base_for_a_mean() -> None:
     assert torch.isfinite(inputs).all()
     torch.testing.assert_close(inputs[1], B0_GAIN * base[v].float())
     torch.testing.assert_close(inputs[2], inputs[1])
+
+
+def test_left_out_base_and_context_are_replaced() -> None:
+    gradients = protocol()
+    snr, base = random_run(gradients)
+    targets, (whole, _) = [0, 5], make_context(gradients, snr, base).inputs([0, 5], [WHOLE, WHOLE])
+    for part, source, replaced in (("base", 1, [0]), ("context", 0, list(range(1, N_CHANNELS)))):
+        left = build_context(snr, base, gradients, range(gradients.n_volumes), leave_out=[part])
+        found, _ = left.inputs(targets, [WHOLE, WHOLE])
+        kept = [c for c in range(N_CHANNELS) if c not in replaced]
+        assert torch.equal(found[:, kept], whole[:, kept])
+        assert torch.equal(found[:, replaced], whole[:, [source]].expand(-1, len(replaced), -1, -1, -1))
+
+
+def test_left_out_q_space_leaves_the_number_of_the_volume() -> None:
+    gradients = protocol()
+    left = build_context(*random_run(gradients), gradients, [7], leave_out=["q-space"])
+    places = left.coordinates_vck[7]
+    assert places[:3, 0].tolist() == [7, 7, 7]
+    assert places[3:, 0].tolist() == left.neighbours[7].tolist()
+    assert not places[:, 1].any()

@@ -11,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from dwmri_bidsapp.denoising import Denoised, denoise
-from dwmri_bidsapp.denoising.denoise import make_model
+from dwmri_bidsapp.denoising.blind import bounding_box
+from dwmri_bidsapp.denoising.denoise import make_model, to_snr_units
+from dwmri_bidsapp.denoising.local_pca import angular_contrasts, overcomplete_local_pca
+from dwmri_bidsapp.denoising.reconstruct import PCA_SHARE
 from dwmri_bidsapp.errors import BadDataError, UsageError
 from dwmri_bidsapp.gradients import Gradients
 from dwmri_bidsapp.options import DenoiseOptions
@@ -213,6 +216,28 @@ def test_single_b0(blend: bool) -> None:
     else:
         assert found.info["passed_through_volumes"] == [b0]
         assert np.array_equal(found.dwi_xyzv[..., b0], data[..., b0])
+
+
+def test_the_result_is_the_mean_with_the_local_pca(
+    phantom: Phantom, noisy: NDArray[np.float32], sigma_xyz: NDArray[np.float32]
+) -> None:
+    """Without it, without its second look, and with both: the three differ by what was left out."""
+
+    def result(*left_out: str) -> NDArray[np.float32]:
+        options = dataclasses.replace(UNTRAINED, leave_out=left_out)
+        found = denoise(
+            noisy, phantom.gradients, phantom.mask_xyz, options, sigma_xyz=sigma_xyz, device="cpu"
+        )
+        return found.dwi_xyzv[phantom.mask_xyz] / sigma_xyz[phantom.mask_xyz][:, None]
+
+    box = bounding_box(phantom.mask_xyz)
+    mask = torch.from_numpy(phantom.mask_xyz[box])
+    snr = to_snr_units(noisy[box], sigma_xyz[box], mask)
+    own = result("local-pca")
+    for left_out, contrasts in ((["second-look"], None), ([], angular_contrasts(phantom.gradients))):
+        pca = overcomplete_local_pca(snr, mask, contrasts).float().T.numpy()
+        np.testing.assert_allclose(result(*left_out), own + PCA_SHARE * (pca - own), atol=0.05)
+    assert np.abs(result() - result("second-look")).mean() > 0.01
 
 
 def test_b0_volumes_can_be_left_alone(phantom: Phantom, noisy: NDArray[np.float32]) -> None:

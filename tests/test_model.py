@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -24,6 +25,7 @@ from dwmri_bidsapp.denoising.model import DenoiserNet, MultiScaleDetailNet
 Network = MultiScaleDetailNet | DenoiserNet
 Module = TypeVar("Module", bound=nn.Module)
 NETWORKS: list[type[Network]] = [MultiScaleDetailNet, DenoiserNet]
+PARTS = ("attention", "half-resolution", "detail", "skip")
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +128,10 @@ def test_a_crop_at_even_indices_gets_the_answer_of_the_whole(network: type[Netwo
     )
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_reach_is_the_distance_of_the_furthest_input_that_matters(network: type[Network]) -> None:
+@pytest.mark.parametrize(
+    "network", [*NETWORKS, *(partial(MultiScaleDetailNet, leave_out=[p]) for p in PARTS)]
+)
+def test_reach_is_the_distance_of_the_furthest_input_that_matters(network: Callable[..., Network]) -> None:
     model = _randomise(network(base_filters=4)).double()
     size = 2 * model.reach + 6
     furthest = 0
@@ -141,6 +145,49 @@ def test_reach_is_the_distance_of_the_furthest_input_that_matters(network: type[
         seen = inputs.grad.movedim(2 + axis, 0).flatten(1).abs().sum(1).nonzero().flatten()
         furthest = max(furthest, int((seen - at).abs().max()))
     assert furthest == model.reach
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_left_out_has_no_say(part: str) -> None:
+    """Its weights get no gradient (or do not exist); the same weights with it give another answer."""
+    inputs, indices = _batch(8, 8, 8)
+    whole = _randomise(MultiScaleDetailNet(base_filters=4))
+    rest = MultiScaleDetailNet(base_filters=4, leave_out=[part])
+    gain = rest.detail.gain.clone()
+    rest.load_state_dict(whole.state_dict(), strict=False)
+    if part == "detail":
+        rest.detail.gain.copy_(gain)
+    answer = rest(inputs, indices)
+    assert not torch.allclose(answer, whole(inputs, indices), atol=1e-3)
+    answer.sum().backward()
+    silent = {name.split(".")[0] for name, weights in rest.named_parameters() if weights.grad is None}
+    expected = {
+        "attention": set(),
+        "half-resolution": {"widen", "coarse_first", "coarse_second", "narrow"},
+        "detail": {"detail"},
+        "skip": set(),
+    }
+    assert silent == expected[part]
+    assert (rest.attention is None) == (part in ("attention", "half-resolution"))
+
+
+def test_without_skips_full_resolution_is_lost() -> None:
+    """What alternates within blocks of two voxels does not pass the half-resolution path."""
+    inputs, indices = _batch(8, 8, 8)
+    checkered = torch.ones(8).cumsum(0) % 2 - 0.5
+    finer = inputs.clone()
+    finer[:, 1:] += 5 * checkered[:, None, None]
+
+    def change(model: MultiScaleDetailNet) -> float:
+        # linear, so that the mean over a block knows nothing of what alternates in it
+        model.stem.weight.data[:, :, [0, 2]] = model.stem.weight.data[..., [0, 2], :] = 0
+        model.stem.weight.data[..., [0, 2]] = 0
+        model.stem.bias.data.fill_(200.0)
+        return float((model(finer, indices) - model(inputs, indices)).detach().abs().max())
+
+    whole = _randomise(MultiScaleDetailNet(base_filters=4))
+    rest = _randomise(MultiScaleDetailNet(base_filters=4, leave_out=["skip"]))
+    assert change(rest) < 1e-2 * change(whole)
 
 
 def test_samples_of_a_batch_do_not_touch_each_other() -> None:
@@ -388,6 +435,7 @@ def test_detail_enhancement_amplifies_what_differs_from_the_average_only() -> No
         (lambda: DenoiserNet(2, 3), r"at most input_channels \(2\), found 3"),
         (lambda: MultiScaleDetailNet(0, 0), "at least 1, found 0, 0"),
         (lambda: MultiScaleDetailNet(num_volumes=0), "at least 1, found 0 and 1"),
+        (lambda: MultiScaleDetailNet(leave_out=["skip", "half-resolution"]), "one path at least"),
         (lambda: DenoiserNet(depth=1), "depth of at least 2, found 1"),
         (lambda: SinusoidalVolumeEncoder(7), "even, positive number of dimensions, found 7"),
         (lambda: SinusoidalVolumeEncoder(8, longest_wavelength=0.1), "found 0.7 and 0.1"),

@@ -11,7 +11,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from .. import __version__
 from ..interfaces import DenoiseRun
-from ..options import DenoiseOptions
+from ..options import PARTS, DenoiseOptions
 
 _MODELS = {"multiscale": "MultiScaleDetailNet", "denoiser": "DenoiserNet"}
 
@@ -134,4 +134,9 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
         f"{start} on this run (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
         f"{noise}. {bias}. "
+        + (
+            f"Left out was: {'; '.join(PARTS[part] for part in method.leave_out)}. "
+            if method.leave_out
+            else ""
+        )
     )

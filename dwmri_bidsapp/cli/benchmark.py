@@ -171,11 +171,11 @@ def _names(variants: Sequence[str]) -> list[str]:
 
 
 def _variant(text: str) -> tuple[str, dict[str, Any]]:
-    """``name:key=value,...`` as a name and fields; values are JSON, or words."""
+    """``name:key=value,...`` as a name and fields; values are JSON, or words, several joined by +."""
     from ..options import DenoiseOptions
 
     name, _, rest = text.partition(":")
-    fields = {field.name for field in dataclasses.fields(DenoiseOptions)}
+    fields = {field.name: field.default for field in dataclasses.fields(DenoiseOptions)}
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
@@ -183,6 +183,9 @@ def _variant(text: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(
                 f"--variant: expected NAME:KEY=VALUE, found {text}", f"keys are {', '.join(sorted(fields))}"
             )
+        if isinstance(fields[key], tuple):
+            options[key] = tuple(value.split("+"))
+            continue
         try:
             options[key] = json.loads(value)
         except json.JSONDecodeError:

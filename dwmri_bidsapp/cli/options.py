@@ -11,7 +11,7 @@ from typing import Any
 from ..config import BUILT_IN_METHODS, Config, read_toml
 from ..errors import UsageError
 from ..machine import available_cpus
-from ..options import STARTS, DenoiseOptions, shipped_weights, weights_file
+from ..options import NETWORK_PARTS, STARTS, DenoiseOptions, shipped_weights, weights_file
 
 SLOPPY: dict[str, Any] = {
     "init": "random",
@@ -52,6 +52,8 @@ def make_config(namespace: argparse.Namespace) -> Config:
         values[key] = tuple(value) if isinstance(value, list) else value
     values["levels"] = tuple(level for level in ("participant", "group") if level in values["levels"])
     chosen = {key: values.pop(key) for key in _METHOD_FIELDS & set(values)}
+    if set(chosen.get("leave_out", ())) & set(NETWORK_PARTS):
+        chosen = {"init": "random"} | chosen
     method = DenoiseOptions(**chosen)
     if "init" not in chosen and not weights_file(method).is_file():
         method = method.from_nothing()  # a network that no weights come with

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import PACKAGE, Config
-from ..options import AUTOMATIC, LEARNING_RATES, STEPS, DenoiseOptions
+from ..options import AUTOMATIC, LEARNING_RATES, PARTS, STEPS, DenoiseOptions
 
 SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
@@ -187,6 +187,8 @@ def _add_method_options(group: _Group) -> None:
     group.switch("--b0-denoising", help="denoise b=0 volumes too")
     group.add("--bias-correction", choices=("none", "rician"), help="remove the noise floor")
     group.switch("--blend", help="give each voxel back the share of its measurement that helps")
+    group.add("--leave-out", nargs="+", choices=list(PARTS), metavar="PART",
+              help=f"do without these, to see what they are worth: {', '.join(PARTS)}")  # fmt: skip
     group.add("--random-seed", type=int, metavar="N", help="seed of everything random")
 
 

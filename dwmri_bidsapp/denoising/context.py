@@ -9,7 +9,7 @@ Axes: ``b`` sample of a batch, ``c`` channel, ``v`` volume, ``x y z`` space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,9 @@ class Context:
         (V, 9, 2) place of each channel in q-space: b in ms/µm² and the cosine of the angle to the target.
     targets
         Volumes that can be predicted.
+    leave_out
+        ``"base"``: the mean of the other volumes stands in the channel of the base; ``"context"``: the base stands in
+        all channels.
     """
 
     snr_vxyz: Tensor
@@ -55,6 +58,7 @@ class Context:
     neighbours: Tensor
     coordinates_vck: Tensor
     targets: Tensor
+    leave_out: Collection[str] = ()
 
     @property
     def device(self) -> torch.device:
@@ -117,10 +121,18 @@ class Context:
             sample_cxyz[2] = self.shell_sum_sxyz[(0, *box)] * (B0_GAIN / max(1, int((self.shell == 0).sum())))
         for channel, neighbour in enumerate(self.neighbours[volume].tolist(), start=3):
             sample_cxyz[channel] = self.snr_vxyz[(neighbour, *box)].float() * self.gain(neighbour)
+        if "base" in self.leave_out:
+            sample_cxyz[0] = sample_cxyz[1]
+        if "context" in self.leave_out:
+            sample_cxyz[1:] = sample_cxyz[0]
 
 
 def build_context(
-    snr_vxyz: Tensor, base_vxyz: Tensor, gradients: Gradients, targets: Sequence[int]
+    snr_vxyz: Tensor,
+    base_vxyz: Tensor,
+    gradients: Gradients,
+    targets: Sequence[int],
+    leave_out: Collection[str] = (),
 ) -> Context:
     """Gather what the inputs are made of.
 
@@ -132,6 +144,8 @@ def build_context(
         The run's gradient table.
     targets
         Volumes that can be predicted.
+    leave_out
+        Parts of the method to do without, of :data:`~dwmri_bidsapp.options.PARTS`.
     """
     shell = torch.as_tensor(gradients.shell, dtype=torch.long)
     n_shells = len(gradients.shell_bvals)
@@ -139,10 +153,18 @@ def build_context(
     for volume, s in enumerate(shell.tolist()):
         shell_sum[s] += snr_vxyz[volume]
     neighbours = torch.as_tensor(nearest_in_shell(gradients, N_NEIGHBOURS))
-    coordinates = torch.as_tensor(_coordinates(gradients, neighbours.numpy()), dtype=torch.float32)
-    return Context(
-        snr_vxyz, base_vxyz, shell_sum, shell, neighbours, coordinates, torch.as_tensor(list(targets))
-    )
+    places = _indices if "q-space" in leave_out else _coordinates
+    coordinates = torch.as_tensor(places(gradients, neighbours.numpy()), dtype=torch.float32)
+    where = torch.as_tensor(list(targets))
+    return Context(snr_vxyz, base_vxyz, shell_sum, shell, neighbours, coordinates, where, leave_out)
+
+
+def _indices(gradients: Gradients, neighbours_vn: np.ndarray) -> np.ndarray:
+    """Number of each channel's volume in the series, as it would be encoded without q-space, (V, 9, 2)."""
+    places = np.zeros((gradients.n_volumes, N_CHANNELS, N_COORDINATES))
+    places[:, :3, 0] = np.arange(gradients.n_volumes)[:, None]
+    places[:, 3:, 0] = neighbours_vn
+    return places
 
 
 def _coordinates(gradients: Gradients, neighbours_vn: np.ndarray) -> np.ndarray:

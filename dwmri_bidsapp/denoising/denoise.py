@@ -25,7 +25,7 @@ from .hardware import choose_device, choose_precision
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, estimate_noise_level
-from .reconstruct import Reconstruction
+from .reconstruct import PCA_SHARE, Reconstruction
 from .train import Progress, Training, train
 
 # float16 holds SNR units; more than this is no noise at all
@@ -163,14 +163,16 @@ def _denoise(
 
     snr = to_snr_units(dwi_xyzv[box], sigma_xyz[box], mask)
     roles = _roles(gradients, options)
-    contrasts_vk = angular_contrasts(gradients)
+    contrasts_vk = None if "second-look" in options.leave_out else angular_contrasts(gradients)
     pca_vn = overcomplete_local_pca(snr, mask, contrasts_vk, device=device) if options.blend else None
     watch.lap("local_pca")
     base = blind_local_pca(snr, mask, block=options.block, device=device)
     watch.lap("blind")
 
     mask = mask.to(device)
-    context = build_context(snr.to(device), base.base_vxyz.to(device), gradients, roles.targets)
+    context = build_context(
+        snr.to(device), base.base_vxyz.to(device), gradients, roles.targets, leave_out=options.leave_out
+    )
     model = make_model(options).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     precision = choose_precision(device, options.mixed_precision)
     training = train(
@@ -183,7 +185,14 @@ def _denoise(
     watch.lap("training")
 
     reconstruction = Reconstruction(
-        context, base, pca_vn, model, mask, precision, floor_stays=options.bias_correction == "none"
+        context,
+        base,
+        pca_vn,
+        model,
+        mask,
+        precision,
+        floor_stays=options.bias_correction == "none",
+        pca_share=0.0 if "local-pca" in options.leave_out else PCA_SHARE,
     )
     if overwrite:
         result_xyzv = np.asarray(dwi_xyzv, dtype=np.float32)
@@ -300,7 +309,12 @@ def make_model(options: DenoiseOptions) -> nn.Module:
         model: nn.Module
         if options.model == "multiscale":
             model = MultiScaleDetailNet(
-                N_CHANNELS, 1, options.base_filters, coordinates_per_channel=N_COORDINATES
+                N_CHANNELS,
+                1,
+                options.base_filters,
+                use_sinusoidal_encoding="encoding" not in options.leave_out,
+                coordinates_per_channel=N_COORDINATES,
+                leave_out=options.leave_out,
             )
         else:
             model = DenoiserNet(N_CHANNELS, 1, options.base_filters)

@@ -11,7 +11,9 @@ depends on a bounded neighbourhood only, so a patch and the whole brain get the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,12 +56,15 @@ class MultiScaleDetailNet(nn.Module):
         Real coordinates per channel: 1 for an index, more for a place in q-space.
     residual
         Add the correction to the first input channels; otherwise return the correction alone.
+    leave_out
+        ``"attention"``, the ``"half-resolution"`` path with it, the enhancement of ``"detail"``, or the ``"skip"``
+        connections that carry full resolution past the half-resolution path: to measure what they are worth.
 
     Raises
     ------
     ValueError
-        At construction for sizes below 1 or ``output_channels > input_channels``; at a call for
-        inputs or coordinates of another shape.
+        At construction for sizes below 1, ``output_channels > input_channels``, or no path left; at a
+        call for inputs or coordinates of another shape.
 
     Notes
     -----
@@ -83,9 +88,12 @@ class MultiScaleDetailNet(nn.Module):
         *,
         coordinates_per_channel: int = 1,
         residual: bool = True,
+        leave_out: Collection[str] = (),
     ) -> None:
         super().__init__()
         check_channels(input_channels, output_channels, base_filters)
+        if {"half-resolution", "skip"} <= set(leave_out):
+            raise ValueError("expected one path at least, found both left out")
         if min(num_volumes, coordinates_per_channel) < 1:
             raise ValueError(
                 "expected num_volumes and coordinates_per_channel of at least 1, "
@@ -106,17 +114,23 @@ class MultiScaleDetailNet(nn.Module):
         )
         self.stem = convolution(input_channels, fine)
         self.block_average = BoxAverage(fine, (2, 2, 2), stride=2)
+        self.looks_coarsely = "half-resolution" not in leave_out
         self.widen = convolution(fine, coarse)
         self.coarse_first = convolution(coarse, coarse)
         self.coarse_second = convolution(coarse, coarse)
-        self.attention = ConvolutionalAttention(coarse, fine)
+        attends = not {"attention", "half-resolution"} & set(leave_out)
+        self.attention = ConvolutionalAttention(coarse, fine) if attends else None
         self.narrow = convolution(coarse, fine, 1)
         self.detail = DetailEnhancement(fine)
+        if "detail" in leave_out:
+            self.detail.gain.requires_grad_(False).zero_()
+        self.skips = "skip" not in leave_out
         self.fine_first = convolution(fine, fine)
         self.fine_second = convolution(fine, fine)
         self.correct = zeroed(nn.Conv3d(fine, output_channels, 1))
         # at half resolution three convolutions and the attention, then a block, stem and two convolutions
-        self.reach = 2 * (3 + self.attention.reach) + 1 + 1 + 2
+        attention_reach = self.attention.reach if self.attention is not None else 0
+        self.reach = (2 * (3 + attention_reach) if self.looks_coarsely else 0) + 1 + 1 + 2
         lay_out(self)
 
     def forward(self, inputs: Tensor, volume_indices: Tensor | None = None) -> Tensor:
@@ -146,15 +160,22 @@ class MultiScaleDetailNet(nn.Module):
 
     def _correct(self, inputs: Tensor, modulations: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The correction, for inputs of even size."""
-        coarse_in, coarse_out, joint = modulations
         fine = activate(self.stem(inputs))
         average = self.block_average(fine)
-        coarse = activate(modulate(self.widen(average), *coarse_in))
-        change = self.coarse_second(activate(self.coarse_first(coarse)))
-        coarse = activate(coarse + self.attention(modulate(change, *coarse_out)))
-        fine = self.detail(fine, average, self.narrow(coarse), *joint)
-        fine = activate(self.fine_second(activate(self.fine_first(fine))).add_(fine))
-        return self.correct(fine)
+        coarse = self._coarse(average, modulations) if self.looks_coarsely else average.new_zeros(())
+        if not self.skips:
+            fine, average = torch.zeros_like(fine), torch.zeros_like(average)
+        fine = self.detail(fine, average, coarse, *modulations[2])
+        change = self.fine_second(activate(self.fine_first(fine)))
+        return self.correct(activate(change.add_(fine) if self.skips else change))
+
+    def _coarse(self, average: Tensor, modulations: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The path at half resolution."""
+        coarse = activate(modulate(self.widen(average), *modulations[0]))
+        change = modulate(self.coarse_second(activate(self.coarse_first(coarse))), *modulations[1])
+        if self.attention is not None:
+            change = self.attention(change)
+        return self.narrow(activate(coarse + change))
 
     def _modulations(self, inputs: Tensor, volume_indices: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Scale and shift of the three stages."""

@@ -42,6 +42,8 @@ class Reconstruction:
         Number format of the forward pass.
     floor_stays
         Whether the result keeps the noise floor of magnitudes, which then counts as an error.
+    pca_share
+        Share of the local PCA's estimate in the result.
 
     Attributes
     ----------
@@ -56,6 +58,7 @@ class Reconstruction:
     mask_xyz: Tensor
     precision: Precision
     floor_stays: bool = True
+    pca_share: float = PCA_SHARE
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
@@ -82,7 +85,7 @@ class Reconstruction:
             for v in members:
                 own_n = self._blended(v, blind.pop(v).float(), self.blends[shell])
                 other_n = self.pca_vn[v].to(own_n)
-                yield v, own_n + PCA_SHARE * (other_n - own_n)
+                yield v, own_n + self.pca_share * (other_n - own_n)
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
