@@ -26,7 +26,7 @@ from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
 from dwmri_bidsapp.benchmark.methods import Method, run_method
 from dwmri_bidsapp.benchmark.regression import leave_one_out
 from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
-from dwmri_bidsapp.benchmark.tables import COLUMNS, losses, summary_text
+from dwmri_bidsapp.benchmark.tables import COLUMNS, losses, paired_table, summary_text
 from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.cli.benchmark import build_benchmark_parser
 from dwmri_bidsapp.errors import BadDataError, UsageError
@@ -467,6 +467,29 @@ def test_a_variant_runs_with_its_options(tmp_path: Path) -> None:
     assert float(cell["sigma_error"]) < 1
     assert 0.3 < float(cell["coverage_95"]) <= 1
     assert float(cell["gain"]) > 0
+
+
+def test_variants_are_paired_with_their_reference_case_by_case() -> None:
+    """Brains differ by more than methods do: differences are taken within each."""
+    common = {"protocol": "b1000", "snr": 20.0, "noise": "rician", "family": "brain", "shape": "6x6x6"}
+    common |= {"voxel_size": 2.0, "motion": 0.0, "status": "done", "shell": "dwi", "comparison": "truth"}
+    values = {("multiscale", 1): (30, 0.02), ("multiscale", 2): (20, 0.04)}
+    values |= {("odd", 1): (30.5, 0.03), ("odd", 2): (20.1, 0.02), ("mppca", 1): (9, 0.9)}
+    rows = [
+        {**common, "seed": seed, "method": name, "psnr": psnr, "fa_error": fa, "seconds": 2.0}
+        for (name, seed), (psnr, fa) in values.items()
+    ]
+    lines = paired_table(rows, "multiscale").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| multiscale", "| odd"]
+    titles, cells_of_odd = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], lines[3]))
+    cells = dict(zip(titles, cells_of_odd, strict=True))
+    assert cells["PSNR dB"] == "+0.30 (+0.10 to +0.50)"
+    assert cells["FA"] == "1.00 (0.50 to 1.50)"
+    assert cells["seconds"] == "1.00 (1.00 to 1.00)"
+    assert cells["V1"] == ""
+    assert "Beside multiscale, case by case" in summary_text(rows)
+    assert "case by case" not in summary_text([row for row in rows if row["method"] != "odd"])
+    assert paired_table(rows, "multiscale-random") == ""
 
 
 def test_gradients_of_the_protocols() -> None:

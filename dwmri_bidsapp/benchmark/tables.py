@@ -96,6 +96,13 @@ _AGAINST: dict[str, tuple[str, str]] = {
     "V1": ("truth", "v1_angle"),
     "V1 corrected": ("corrected", "v1_angle"),
 }
+_REFERENCES = ("multiscale-random", "multiscale")
+"""What variants are compared with, case by case: those from nothing, and those from weights."""
+_PAIRED: dict[str, tuple[str, str]] = {
+    **{title: _AGAINST[title] for title in ("PSNR dB", "PSNR corrected", "FA", "FA corrected", "MD", "V1")},
+    "seconds": ("truth", "seconds"),
+    "MB": ("truth", "peak_mb"),
+}
 _LOSS_MEASURES = ("psnr", "ssim", "fa_error", "md_error", "mk_error", "v1_angle", "peak_angle")
 _MORE_IS_BETTER = ("psnr", "ssim")
 
@@ -144,7 +151,49 @@ def summary_text(rows: Sequence[Row]) -> str:
         lost = losses(rows)
         parts.append(f"\n## Where {judged} is worse than another, or than the input\n")
         parts.append("\n".join(f"- {line}" for line in lost) if lost else "In no cell.")
+    if any(row["method"] not in ("noisy", *PEERS, *OURS) for row in rows):
+        for reference in _REFERENCES:
+            if table := paired_table(rows, reference):
+                parts.append(f"\n## Beside {reference}, case by case\n")
+                parts.append("PSNR: difference. All else: ratio. Mean over cases (least to most).\n")
+                parts.append(table)
     return "\n".join(parts)
+
+
+def paired_table(rows: Sequence[Row], reference: str) -> str:
+    """Each of our methods beside a reference, case by case, as Markdown.
+
+    Parameters
+    ----------
+    rows
+        Those of the benchmark.
+    reference
+        Name of a method.
+
+    Returns
+    -------
+    str
+        Difference in PSNR, ratio of everything else: mean over all cases, least and most; empty without the reference.
+    """
+    ours = list(dict.fromkeys(row["method"] for row in rows if row["method"] not in ("noisy", *PEERS)))
+    if reference not in ours:
+        return ""
+    cases = list(dict.fromkeys((_kind(row), row["seed"]) for row in rows))
+    lines = [f"| method | {' | '.join(_PAIRED)} |", "|" + "---|" * (len(_PAIRED) + 1)]
+    for method in ours:
+        cells = []
+        for comparison, column in _PAIRED.values():
+            found = []
+            for case in cases:
+                group = [row for row in rows if (_kind(row), row["seed"]) == case]
+                mine, other = (_mean(group, name, comparison, column) for name in (method, reference))
+                found.append(mine - other if column in _MORE_IS_BETTER else mine / other)
+            values = [value for value in found if not np.isnan(value)]
+            layout = "+.2f" if column in _MORE_IS_BETTER else ".2f"
+            ends = f"{min(values):{layout}} to {max(values):{layout}}" if len(values) > 1 else ""
+            cells.append((f"{np.mean(values):{layout}}" + (f" ({ends})" if ends else "")) if values else "")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _against_peers(rows: Sequence[Row], judged: str) -> str:
