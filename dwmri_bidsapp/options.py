@@ -11,7 +11,6 @@ from .errors import UsageError
 
 STARTS = ("pretrained", "random")
 STEPS = {"pretrained": 100, "random": 400}
-LEARNING_RATES = {"pretrained": 3e-3, "random": 1e-2}
 NETWORK_PARTS = {
     "attention": "the attention of the network",
     "half-resolution": "its half-resolution path, with the attention",
@@ -29,7 +28,7 @@ PARTS = {
 }
 """Parts of the method that can be left out, to measure what they are worth; first those that weights contain."""
 AUTOMATIC = -1
-"""What is done where the options leave it open: weights that know the task need few and small steps."""
+"""What is done where the options leave it open: weights that know the task need few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class DenoiseOptions:
     accumulation_steps
         Forward passes of one optimiser step.
     learning_rate
-        Peak learning rate of AdamW. -1: 0.003 from weights, 0.01 from nothing.
+        Peak learning rate of AdamW.
     schedule
         ``"one-cycle"`` (warm-up, then cosine decay) or ``"plateau"`` (warm-up, then halved
         when the held-out loss stops falling).
@@ -94,7 +93,7 @@ class DenoiseOptions:
     block: int = 3
     patch_size: int = 24
     accumulation_steps: int = 1
-    learning_rate: float = AUTOMATIC
+    learning_rate: float = 3e-3
     schedule: Literal["one-cycle", "plateau"] = "one-cycle"
     mixed_precision: bool = True
     b0_denoising: bool = True
@@ -107,8 +106,6 @@ class DenoiseOptions:
         start = "random" if self.init == "random" else "pretrained"
         if self.max_steps == AUTOMATIC:
             object.__setattr__(self, "max_steps", STEPS[start])
-        if self.learning_rate == AUTOMATIC:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[start])
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         unknown = set(self.leave_out) - set(PARTS)
         if unknown or {"half-resolution", "skip"} <= set(self.leave_out):
@@ -122,10 +119,9 @@ class DenoiseOptions:
             )
 
     def from_nothing(self, **changes: Any) -> DenoiseOptions:
-        """The same options with random weights and ``changes``; steps and rate that were left open are again."""
-        for name, defaults in (("max_steps", STEPS), ("learning_rate", LEARNING_RATES)):
-            if self.init != "random" and getattr(self, name) == defaults["pretrained"]:
-                changes.setdefault(name, AUTOMATIC)
+        """The same options with random weights and ``changes``; steps that were left open are again."""
+        if self.init != "random" and self.max_steps == STEPS["pretrained"]:
+            changes.setdefault("max_steps", AUTOMATIC)
         return dataclasses.replace(self, init="random", **changes)
 
 

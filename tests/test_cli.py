@@ -120,11 +120,9 @@ def test_help_names_the_defaults_of_the_method(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("max_steps", "learning_rate"):
-        at_once, from_nothing = (
-            getattr(DenoiseOptions(init=init), name) for init in ("pretrained", "random")
-        )
-        assert f"(default: {at_once}, or {from_nothing} with --init random)" in text
+    at_once, from_nothing = (DenoiseOptions(init=init).max_steps for init in ("pretrained", "random"))
+    assert f"(default: {at_once}, or {from_nothing} with --init random)" in text
+    assert f"(default: {DenoiseOptions().learning_rate})" in text
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ tell what the user typed (it wins) from what nobody said.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..config import PACKAGE, Config
-from ..options import AUTOMATIC, LEARNING_RATES, PARTS, STEPS, DenoiseOptions
+from ..options import AUTOMATIC, PARTS, STEPS, DenoiseOptions
 
 SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
@@ -160,10 +159,6 @@ def _add_bids_options(group: _Group) -> None:
     group.add("--noise-map", type=Path, metavar="FILE", help="noise standard deviation, for one run")
 
 
-def _by_start(defaults: Mapping[str, float]) -> str:
-    return f"default: {defaults['pretrained']}, or {defaults['random']} with --init random"
-
-
 def _add_method_options(group: _Group) -> None:
     group.add("--model", choices=("multiscale", "denoiser"), help="network")
     group.add("--loss", choices=("edge-aware", "l1", "mse"), help="loss")
@@ -172,13 +167,13 @@ def _add_method_options(group: _Group) -> None:
     group.add("--base-filters", type=int, metavar="N", help="features at full resolution")
     group.add("--init", metavar="{pretrained,random,PATH}", help="weights to start from")
     group.add("--max-steps", type=int, metavar="N",
-              help=f"most steps of training; 0: none at all ({_by_start(STEPS)})")  # fmt: skip
+              help="most steps of training; 0: none at all "
+                   f"(default: {STEPS['pretrained']}, or {STEPS['random']} with --init random)")  # fmt: skip
     group.add("--batch-size", type=int, metavar="N", help="patches of one forward pass")
     group.add("--block", type=int, metavar="N", help="edge of a block of the local PCA, in voxels")
     group.add("--patch-size", type=int, metavar="N", help="edge of a patch, in voxels")
     group.add("--accumulation-steps", type=int, metavar="N", help="forward passes of one step")
-    group.add("--learning-rate", type=float, metavar="RATE",
-              help=f"highest learning rate ({_by_start(LEARNING_RATES)})")  # fmt: skip
+    group.add("--learning-rate", type=float, metavar="RATE", help="highest learning rate")
     group.add("--schedule", choices=("one-cycle", "plateau"), help="course of the learning rate")
     group.switch("--mixed-precision", help="16-bit arithmetic where the device gains by it")
     group.add("--compare", nargs="+", metavar="METHOD",
