@@ -270,9 +270,12 @@ def test_stopping_the_container_leaves_a_checkpoint(
         while not list(work.rglob("checkpoint.pt")):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
+        asked = time.time()
         process.send_signal(signal.SIGTERM)  # passed on, as `docker stop` does it
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
+    (checkpoint,) = work.rglob("checkpoint.pt")
+    assert checkpoint.stat().st_mtime >= asked, "the signal saved nothing"
     assert stderr.splitlines()[-1].startswith("dwmri-bidsapp: stopped by SIGTERM")
 
 

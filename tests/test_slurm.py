@@ -182,10 +182,13 @@ def test_the_signal_before_the_time_limit_requeues_the_task(tmp_path: Path) -> N
     _scripts(tmp_path, bids, "--max-steps 140")
     job = _submit_one(tmp_path)
     _wait_until(lambda: _checkpoint(tmp_path), 120, "the first checkpoint")
+    asked = time.time()
     _sh("scancel", "--signal=USR1", f"{job}_1")  # what --signal=USR1@120 makes SLURM send
     _wait_until(lambda: _field(f"{job}_1", "Restarts") == "1", 60, "the requeue")
     kept = _saved_steps(tmp_path)
     assert 25 <= kept < 140
+    checkpoint = _checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.stat().st_mtime >= asked, "the signal saved nothing"
     assert "dwmri-bidsapp: stopped by SIGUSR1" in _logs(tmp_path)
     _start_again(job)
     assert _steps(tmp_path) == [0, 25, 50, 75, 100, 125, 140], _logs(tmp_path)
