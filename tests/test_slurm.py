@@ -6,6 +6,7 @@ What takes a node down needs a SLURM that belongs to the tests: DWMRI_SLURM_IS_O
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -205,9 +206,10 @@ def test_a_task_goes_on_after_its_node_failed(tmp_path: Path) -> None:
     job = _submit_one(tmp_path)
     _wait_until(lambda: _checkpoint(tmp_path), 120, "the first checkpoint")
     node = _sh("sinfo", "-h", "-o", "%N")
-    # The program gets no chance to write anything, as when the power fails.
-    for pid in _processes_below(tmp_path):
-        os.kill(pid, 9)
+    # Nothing of the task can write or report anything, as when the power fails.
+    for pid in _processes_of(_field(f"{job}_1", "JobId")):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
     _sh("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     checkpoint = _checkpoint(tmp_path)
     assert checkpoint is not None
@@ -224,17 +226,20 @@ def test_a_task_goes_on_after_its_node_failed(tmp_path: Path) -> None:
     print(f"steps kept: {kept}; seconds lost: {lost:.1f}")
 
 
-def _processes_below(folder: Path) -> list[int]:
-    """Return the processes whose command line names a folder, and that are of the program."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+def _processes_of(job: str) -> list[int]:
+    """Return the processes of a job; SLURM's own first, which would report the end of the others."""
+    keepers, others = [], []
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = entry.read_bytes()
+            command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
         except OSError:  # it has ended
             continue
-        if str(folder).encode() in words and b"participant-label" in words:
-            found.append(int(entry.parent.name))
-    return found
+        if command.startswith(f"slurmstepd: [{job}.".encode()):
+            keepers.append(int(folder.name))
+        elif f"SLURM_JOB_ID={job}".encode() in environment.split(b"\0"):
+            others.append(int(folder.name))
+    assert keepers and others
+    return keepers + others
 
 
 @pytest.mark.slurm
