@@ -48,6 +48,7 @@ Written by dwmri-bidsapp. For each run of the source dataset:
 - `*_model-noise_param-uncertainty_dwimap.nii.gz`: standard deviation of the error that is left
 - `*_desc-denoised_metrics.tsv`, `.json`: measures of quality, and how the run was processed
 - `*_desc-training_timeseries.tsv`: course of the training
+- `*_desc-confounds_timeseries.tsv`: motion of the head by volume, an estimate
 
 Open `sub-*.html` for each participant, and `group.html` for all of them.
 `logs/CITATION.md` holds a methods text with references; `sub-*/log/` what each call was asked to do.

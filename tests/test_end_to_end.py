@@ -144,6 +144,7 @@ def test_the_files_are_those_of_the_manual(done: Call) -> None:
             "model-noise_param-uncertainty_dwimap.nii.gz", "model-noise_param-uncertainty_dwimap.json",
             "desc-denoised_metrics.tsv", "desc-denoised_metrics.json",
             "desc-training_timeseries.tsv", "desc-training_timeseries.json",
+            "desc-confounds_timeseries.tsv", "desc-confounds_timeseries.json",
         }  # fmt: skip
         assert len(list((done.out / subject / "figures").glob(f"{subject}_desc-*_dwi.svg"))) > 8
         assert (done.out / f"{subject}.html").stat().st_size > 10_000
@@ -196,8 +197,9 @@ def test_sidecars_carry_what_belongs_to_the_image(done: Call) -> None:
     links = json.loads((done.out / "dataset_description.json").read_text())["DatasetLinks"]
     assert links["raw"] == done.bids.as_uri()
     assert "RepetitionTime" not in json.loads((folder / "sub-01_desc-brain_mask.json").read_text())
-    columns = (folder / "sub-01_desc-training_timeseries.tsv").read_text().splitlines()[0].split("\t")
-    assert set(columns) == set(json.loads((folder / "sub-01_desc-training_timeseries.json").read_text()))
+    for table in ("training", "confounds"):
+        columns = (folder / f"sub-01_desc-{table}_timeseries.tsv").read_text().splitlines()[0].split("\t")
+        assert set(columns) == set(json.loads((folder / f"sub-01_desc-{table}_timeseries.json").read_text()))
 
 
 def test_the_validator_finds_no_error(done: Call) -> None:

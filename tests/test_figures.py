@@ -478,5 +478,13 @@ def test_a_bad_volume_is_marked_in_the_carpet_and_falls_out_of_its_neighbours() 
     assert np.flatnonzero(volume_charts.outliers_of(statistics, gradients)).tolist() == [9]
     strip = volume_charts.signal_carpet_chart(statistics, gradients).axes[0]
     assert [text.get_text() for text in strip.texts] == ["9"]
+    moved = np.full(gradients.n_volumes, 0.1)
+    moved[[0, 9]] = np.nan, 2.0
+    trace = volume_charts.signal_carpet_chart(statistics, gradients, moved).axes[1]
+    heights = [bar.get_height() for bar in trace.patches]
+    place = int(np.flatnonzero(np.argsort(gradients.shell, kind="stable") == 9)[0])
+    assert heights[place] == 2.0
+    assert trace.patches[place].get_facecolor() != trace.patches[place - 1].get_facecolor()
+    assert trace.get_ylim()[1] > 2.0
     before = drawn(volume_charts.neighbours_chart(statistics, gradients).axes[0])[0][:, 1]
     assert before[9] < 0.5 < np.median(before)

@@ -257,6 +257,7 @@ STEM = "sub-01_ses-a_acq-b_dir-AP_run-02_part-mag"
             "_model-noise_param-sigma_dwimap.nii.gz",
         ),
         ("x.tsv", {"desc": "training", "suffix": "timeseries"}, "_desc-training_timeseries.tsv"),
+        ("x.tsv", {"desc": "confounds", "suffix": "timeseries"}, "_desc-confounds_timeseries.tsv"),
         ("x.json", {"desc": "denoised", "suffix": "metrics"}, "_desc-denoised_metrics.json"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import nibabel as nib
@@ -436,6 +437,20 @@ def test_no_reference_metrics_tell_truth_blur_and_nothing_apart(
     assert truth["b0_snr"] == pytest.approx(
         truth["mean_signal_b0_before"] / sigma[phantom.mask_xyz].mean(), rel=1e-4
     )
+
+
+def test_tensors_that_are_known_are_not_fitted_again(phantom: Phantom, noisy: tuple[Array, Array]) -> None:
+    raw, sigma = noisy
+    gradients, mask_xyz = phantom.gradients, phantom.mask_xyz
+    known = fit_tensor(raw, gradients, mask_xyz), fit_tensor(phantom.clean_xyzv, gradients, mask_xyz)
+    found = no_reference_metrics(raw, phantom.clean_xyzv, sigma, mask_xyz, gradients, tensors=known)
+    for when, maps in zip(("before", "after"), known, strict=True):
+        assert found[f"fa_mean_{when}"] == pytest.approx(maps.fa_xyz[mask_xyz].mean(), rel=1e-5)
+    halved = replace(known[0], fa_xyz=0.5 * known[0].fa_xyz)
+    other = no_reference_metrics(
+        raw, phantom.clean_xyzv, sigma, mask_xyz, gradients, tensors=(halved, known[1])
+    )
+    assert other["fa_mean_before"] == pytest.approx(0.5 * found["fa_mean_before"])
 
 
 @pytest.mark.parametrize(("n_b0", "n_directions"), [(1, 7), (2, 2)])

@@ -240,6 +240,8 @@ def test_the_methods_text_of_the_call_is_shown_without_what_could_run_or_load(tm
         ({"edge_width_before": 2.0, "edge_width_after": 2.5}, {}, "Edges became wider"),
         ({}, {"heldout_loss_end": 1.6}, "did not lower the error"),
         ({}, {"warnings": ["the training diverged: …"]}, "diverged"),
+        ({"fd_mean": 0.2, "fd_max": 1.4}, {}, "The head moved"),
+        ({"fd_mean": 0.6, "fd_max": 0.9}, {}, "The head moved"),
     ],
 )
 def test_numbers_that_should_worry_a_user_are_said_with_a_way_out(
@@ -254,7 +256,7 @@ def test_numbers_that_should_worry_a_user_are_said_with_a_way_out(
 
 def test_good_numbers_worry_nobody(tmp_path: Path) -> None:
     good = {**METRICS, "mean_signal_b0_before": 100.0, "mean_signal_b0_after": 100.4, "edge_width_before": 2.0,
-            "edge_width_after": 2.05}  # fmt: skip
+            "edge_width_after": 2.05, "fd_mean": 0.2, "fd_max": 0.8}  # fmt: skip
 
     assert findings_of(record_with(tmp_path, metrics=good)) == []
 
@@ -278,7 +280,12 @@ def test_every_measure_of_this_package_is_in_the_dictionary() -> None:
     names = no_reference_metrics(run.noisy, run.denoised, run.sigma, run.mask, run.gradients)
     true = errors_against_truth(run.denoised, run.clean, run.gradients, run.mask)
 
-    for name in [*names, *(f"true_{name}_{when}" for name in true for when in ("before", "after"))]:
+    for name in [
+        *names,
+        "fd_mean",
+        "fd_max",
+        *(f"true_{name}_{when}" for name in true for when in ("before", "after")),
+    ]:
         entry = describe_column(name)
         assert entry["Description"], name
         assert "{" not in entry["LongName"]

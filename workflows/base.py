@@ -142,7 +142,9 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         (denoise_wf, derivatives_wf, _same(
             "denoised_file", "sigma_file", "uncertainty_file", "timeseries_file"
         )),
-        (quality_wf, derivatives_wf, _same("metrics_json", "metrics_tsv", "figures", "figure_names")),
+        (quality_wf, derivatives_wf, _same(
+            "metrics_json", "metrics_tsv", "confounds_file", "figures", "figure_names"
+        )),
     ])  # fmt: skip
     if methods:
         compared = [

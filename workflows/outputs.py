@@ -24,6 +24,22 @@ TIMESERIES_COLUMNS: dict[str, dict[str, str]] = {
     "seconds": {"Description": "Time since the training began", "Units": "s"},
 }
 
+CONFOUNDS_COLUMNS: dict[str, dict[str, str]] = {
+    "framewise_displacement": {
+        "Description": "Motion of the head since the volume before (Power 2012, sphere of 50 mm), estimated without "
+        "registration; n/a where a position is not known",
+        "Units": "mm",
+    },
+    **{
+        f"trans_{axis}": {"Description": f"Shift of the head along image axis {axis}", "Units": "mm"}
+        for axis in "xyz"
+    },
+    **{
+        f"rot_{axis}": {"Description": f"Turn of the head about image axis {axis}", "Units": "rad"}
+        for axis in "xyz"
+    },
+}
+
 
 def init_derivatives_wf(
     *,
@@ -54,7 +70,7 @@ def init_derivatives_wf(
         Images on the grid of the run.
     bval_file, bvec_file
         Copies of the gradient table.
-    timeseries_file, metrics_tsv, metrics_json
+    timeseries_file, confounds_file, metrics_tsv, metrics_json
         Tables, and everything known about the run.
     figures, figure_names
         Pictures, and what each shows.
@@ -108,7 +124,8 @@ def _sink(
 def _own_sinks(run: DwiRun, sources: dict[str, str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return the input field, BIDS entities and sidecar of each sink (no sidecar where the file has none)."""
     fields = {"dwi": "denoised_file", "sigma": "sigma_file", "uncertainty": "uncertainty_file", "mask": "mask_file",
-              "bval": "bval_file", "bvec": "bvec_file", "timeseries": "timeseries_file"}  # fmt: skip
+              "bval": "bval_file", "bvec": "bvec_file", "timeseries": "timeseries_file",
+              "confounds": "confounds_file"}  # fmt: skip
     return {
         sink: (fields.get(sink, sink), settings)
         for sink, settings in _names_and_metadata(run, sources).items()
@@ -192,6 +209,7 @@ def _names_and_metadata(run: DwiRun, sources: dict[str, str]) -> dict[str, dict[
             },
         },
         "timeseries": {"desc": "training", "suffix": "timeseries", "meta_dict": TIMESERIES_COLUMNS},
+        "confounds": {"desc": "confounds", "suffix": "timeseries", "meta_dict": CONFOUNDS_COLUMNS},
         "metrics_tsv": {"desc": "denoised", "suffix": "metrics"},
         "metrics_json": {"desc": "denoised", "suffix": "metrics"},
         "figures": {"datatype": "figures", "suffix": "dwi"},

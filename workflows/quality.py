@@ -54,33 +54,29 @@ def init_quality_wf(
         Pictures, and what each shows.
     tensors_before, tensors_after
         Tensor maps (npz).
+    confounds_file
+        Motion of the head by volume (TSV).
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = (
         "Quality was measured without a reference: size, whiteness and structure of the residual, the mean signal "
-        "of each shell, and diffusion tensors [@basser1994] fitted with *DIPY* [@garyfallidis2014]. "
+        "of each shell, and diffusion tensors [@basser1994] fitted with *DIPY* [@garyfallidis2014]. Framewise "
+        "displacement [@power2012] was estimated from the spatial gradients of each volume's prediction by the other "
+        "volumes of its shell; nothing was realigned. "
     )
     series = ["dwi_file", "denoised_file", "sigma_file", "gradients_file", "mask_file"]
     known = ["info_file", "preparation_file"]
+    measured = ["tensors_before", "tensors_after", "confounds_file"]
     drawn = [*series, "uncertainty_file", "timeseries_file"]
     inputnode = pe.Node(
         niu.IdentityInterface(fields=[*drawn, *known]),
         name="inputnode",
     )
     outputnode = pe.Node(
-        niu.IdentityInterface(
-            fields=[
-                "metrics_json",
-                "metrics_tsv",
-                "figures",
-                "figure_names",
-                "tensors_before",
-                "tensors_after",
-            ]
-        ),
+        niu.IdentityInterface(fields=["metrics_json", "metrics_tsv", "figures", "figure_names", *measured]),
         name="outputnode",
     )
-    measure = pe.Node(MeasureQuality(), name="measure", n_procs=n_procs, mem_gb=mem_gb)
+    measure = pe.Node(MeasureQuality(motion=True), name="measure", n_procs=n_procs, mem_gb=mem_gb)
     collect = pe.Node(CollectMetrics(sources=sources, versions=versions), name="collect", mem_gb=0.2)
     draw = pe.Node(DrawFigures(prefix=prefix), name="draw", mem_gb=1.0)
 
@@ -89,10 +85,8 @@ def init_quality_wf(
         (inputnode, collect, [(field, field) for field in known]),
         (inputnode, draw, [(field, field) for field in drawn]),
         (measure, collect, [("metrics_file", "metrics_file")]),
-        (measure, draw, [("tensors_before", "tensors_before"),
-                         ("tensors_after", "tensors_after")]),
-        (measure, outputnode, [("tensors_before", "tensors_before"),
-                               ("tensors_after", "tensors_after")]),
+        (measure, draw, [(field, field) for field in measured]),
+        (measure, outputnode, [(field, field) for field in measured]),
         (collect, outputnode, [("json_file", "metrics_json"),
                                ("tsv_file", "metrics_tsv")]),
         (draw, outputnode, [("out_files", "figures"),

@@ -40,6 +40,7 @@ def make_run_figures(
     tensors_before: TensorMaps | None = None,
     tensors_after: TensorMaps | None = None,
     uncertainty_xyz: NDArray | None = None,
+    displacement_v: NDArray | None = None,
     out_dir: str | Path,
     prefix: str,
 ) -> dict[str, Path]:
@@ -63,6 +64,8 @@ def make_run_figures(
         Their directions are in the FSL frame; without them there are no such figures.
     uncertainty_xyz : (X, Y, Z) array
         Standard deviation of the error that is left, in the unit of the signal.
+    displacement_v : (V,) array
+        Motion of the head since the volume before, in mm; NaN where it is not known.
     out_dir
         Made when it does not exist.
     prefix
@@ -85,7 +88,7 @@ def make_run_figures(
     statistics = run_statistics(
         noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients.shell, shells, up_axis
     )
-    drawn = _chart_figures(statistics, gradients, affine, history)
+    drawn = _chart_figures(statistics, gradients, affine, history, displacement_v)
     chosen = representative_volumes(statistics.residual_std, gradients.shell)
     # In the order of the file, because a compressed one cannot be read backwards.
     for shell in sorted(shells, key=chosen.__getitem__):
@@ -100,12 +103,19 @@ def make_run_figures(
 
 
 def _chart_figures(
-    statistics: RunStatistics, gradients: Any, affine: NDArray, history: Sequence[Mapping[str, float]]
+    statistics: RunStatistics,
+    gradients: Any,
+    affine: NDArray,
+    history: Sequence[Mapping[str, float]],
+    displacement_v: NDArray | None,
 ) -> dict[str, str]:
     figures = {
         "gradients": (charts.gradient_chart(gradients, affine), "Gradient directions and b-values"),
         "signal": (charts.signal_chart(statistics, gradients), "Mean signal before and after"),
-        "dwicarpet": (volumes.signal_carpet_chart(statistics, gradients), "Signal of all volumes"),
+        "dwicarpet": (
+            volumes.signal_carpet_chart(statistics, gradients, displacement_v),
+            "Signal of all volumes",
+        ),
         "neighbours": (
             volumes.neighbours_chart(statistics, gradients),
             "Correlation of each volume with its neighbour, and of its residual with anatomy",

@@ -16,10 +16,13 @@ from ..gradients import Gradients, nearest_in_shell
 from ..outlying import outlying_volumes
 from .charts import shell_colours
 from .statistics import RunStatistics
-from .svg import AFTER, BEFORE, INK, style
+from .svg import AFTER, BEFORE, GRID, INK, style
 
 BAD = "#d55e00"
 """Marks of what should be looked at (Okabe & Ito's vermilion)."""
+
+LARGE_MM = 1.0
+"""Framewise displacement from which a volume moved visibly."""
 
 _WIDTH_IN = 10.0
 _LIMIT = 5.0  # noise standard deviations
@@ -36,18 +39,26 @@ def outliers_of(statistics: RunStatistics, gradients: Gradients) -> NDArray[np.b
     return outlying_volumes(np.nan_to_num(values_3v), gradients.shell)
 
 
-def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figure:
+def signal_carpet_chart(
+    statistics: RunStatistics, gradients: Gradients, displacement_v: NDArray[Any] | None = None
+) -> Figure:
     """Draw the signal of sampled voxels in all volumes, as difference to the voxel's mean over its shell.
 
-    Volumes stand in the order of b-value, then of acquisition; those that stand out are marked.
+    Volumes stand in the order of b-value, then of acquisition; those that stand out are marked. Above it the
+    motion of the head since the volume before (mm), where it is known.
     """
     order_v = np.argsort(gradients.shell, kind="stable")
     rows = statistics.carpet_rows
     far_v = outliers_of(statistics, gradients)[order_v]
     colours = shell_colours(gradients.shell_bvals)
     with style():
-        figure = Figure(figsize=(_WIDTH_IN, 5.0))
-        strip, before, after = figure.subplots(3, 1, sharex=True, height_ratios=(0.22, 2, 2))
+        moved = displacement_v is not None and bool(np.isfinite(displacement_v).any())
+        figure = Figure(figsize=(_WIDTH_IN, 5.9 if moved else 5.0))
+        strip, *traces, before, after = figure.subplots(
+            4 if moved else 3, 1, sharex=True, height_ratios=(0.22, 0.8, 2, 2) if moved else (0.22, 2, 2)
+        )
+        if displacement_v is not None and moved:
+            _draw_displacement(traces[0], displacement_v[order_v])
         for shell, b in enumerate(gradients.shell_bvals):
             places = np.flatnonzero(gradients.shell[order_v] == shell)
             strip.plot(places, np.zeros(len(places)), "s", ms=5, color=colours[shell], label=f"b={b:.0f}")
@@ -78,6 +89,18 @@ def signal_carpet_chart(statistics: RunStatistics, gradients: Gradients) -> Figu
         bar = figure.colorbar(shown, cax=figure.add_axes((0.94, low, 0.012, high - low)))
         bar.set_label("(signal − mean of shell) / σ")
     return figure
+
+
+def _draw_displacement(axes: Any, displacement_v: NDArray[Any]) -> None:
+    """Draw a bar for each volume, above a dotted line from which motion is large; unknown ones are hatched."""
+    place = np.arange(len(displacement_v))
+    large = displacement_v > LARGE_MM
+    axes.bar(place, np.nan_to_num(displacement_v), width=0.8, color=np.where(large, BAD, BEFORE))
+    top = max(1.25 * LARGE_MM, 1.15 * float(np.nanmax(displacement_v)))
+    unknown = place[~np.isfinite(displacement_v)]
+    axes.bar(unknown, np.full(len(unknown), top), width=1, color="none", edgecolor=GRID, hatch="////", lw=0)
+    axes.axhline(LARGE_MM, color=INK, lw=0.8, ls=":")
+    axes.set(ylabel="moved\n(mm)", ylim=(0, top))
 
 
 def _from_shell_mean(values_nv: NDArray[np.float32], shell_v: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -20,12 +20,14 @@ class _MeasureQualityInputSpec(BaseInterfaceInputSpec):
     sigma_file = File(exists=True, mandatory=True, desc="noise standard deviation, in signal units")
     gradients_file = File(exists=True, mandatory=True, desc="checked gradient table (npz)")
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
+    motion = traits.Bool(False, usedefault=True, desc="estimate the motion of the head, too")
 
 
 class _MeasureQualityOutputSpec(TraitedSpec):
     metrics_file = File(exists=True, desc="measures by name (JSON)")
     tensors_before = File(exists=True, desc="tensor maps of the series as acquired (npz)")
     tensors_after = File(exists=True, desc="tensor maps of the denoised series (npz)")
+    confounds_file = File(exists=True, desc="motion of the head by volume (TSV)")
 
 
 class MeasureQuality(RunInterface):
@@ -44,10 +46,23 @@ class MeasureQuality(RunInterface):
         gradients = read_gradients(Path(self.inputs.gradients_file))
         mask_xyz = np.asanyarray(nb.load(self.inputs.mask_file).dataobj) > 0
         sigma_xyz = nb.load(self.inputs.sigma_file).get_fdata(dtype=np.float32)
-        measures = metrics.no_reference_metrics(noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients)
-        outputs = {"metrics_file": str(write_json(measures, folder / "metrics.json"))}
-        for name, dwi_xyzv in {"tensors_before": noisy_xyzv, "tensors_after": denoised_xyzv}.items():
-            maps = metrics.fit_tensor(dwi_xyzv, gradients, mask_xyz)
+        before, after = (metrics.fit_tensor(dwi, gradients, mask_xyz) for dwi in (noisy_xyzv, denoised_xyzv))
+        measures = metrics.no_reference_metrics(
+            noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients, tensors=(before, after)
+        )
+        outputs = {}
+        if self.inputs.motion:
+            zooms = nb.load(self.inputs.mask_file).header.get_zooms()[:3]
+            motion_v6 = metrics.estimate_motion(noisy_xyzv, gradients, mask_xyz, zooms)
+            displacement_v = metrics.framewise_displacement(motion_v6)
+            measures |= metrics.motion_measures(displacement_v)
+            rows = [
+                {"framewise_displacement": fd, **dict(zip(metrics.MOTION_COLUMNS, row, strict=True))}
+                for fd, row in zip(displacement_v.tolist(), motion_v6.tolist(), strict=True)
+            ]
+            outputs["confounds_file"] = str(write_tsv(rows, folder / "confounds.tsv"))
+        outputs["metrics_file"] = str(write_json(measures, folder / "metrics.json"))
+        for name, maps in {"tensors_before": before, "tensors_after": after}.items():
             np.savez(folder / f"{name}.npz", **vars(maps))
             outputs[name] = str(folder / f"{name}.npz")
         return outputs

@@ -14,8 +14,10 @@ from nipype.interfaces.base import (
     OutputMultiObject,
     Str,
     TraitedSpec,
+    isdefined,
     traits,
 )
+from numpy.typing import NDArray
 
 from ..metrics import TensorMaps
 from ..preparation import read_gradients
@@ -32,6 +34,7 @@ class _DrawFiguresInputSpec(BaseInterfaceInputSpec):
     timeseries_file = File(exists=True, mandatory=True, desc="course of the training (TSV)")
     tensors_before = File(exists=True, mandatory=True, desc="tensor maps before (npz)")
     tensors_after = File(exists=True, mandatory=True, desc="tensor maps after (npz)")
+    confounds_file = File(exists=True, desc="motion of the head by volume (TSV)")
     prefix = Str(mandatory=True, desc="entities of the run, such as sub-01_run-1")
 
 
@@ -66,6 +69,7 @@ class DrawFigures(RunInterface):
             read_gradients(Path(inputs.gradients_file)),
             noisy.affine,
             history=read_tsv(Path(inputs.timeseries_file)),
+            displacement_v=_displacement(inputs.confounds_file) if isdefined(inputs.confounds_file) else None,
             tensors_before=read_tensors(inputs.tensors_before),
             tensors_after=read_tensors(inputs.tensors_after),
             uncertainty_xyz=uncertainty_xyz,
@@ -73,6 +77,10 @@ class DrawFigures(RunInterface):
             prefix=inputs.prefix,
         )
         return {"out_files": [str(path) for path in figures.values()], "names": list(figures)}
+
+
+def _displacement(confounds_file: str) -> NDArray[np.float64]:
+    return np.array([row["framewise_displacement"] for row in read_tsv(Path(confounds_file))])
 
 
 class _WriteReportInputSpec(BaseInterfaceInputSpec):

@@ -5,6 +5,7 @@ what they look at.
 """
 
 from .kurtosis import has_kurtosis, mean_kurtosis
+from .motion import MOTION_COLUMNS, estimate_motion, framewise_displacement, motion_measures
 from .no_reference import (
     edge_slope,
     edge_width,
@@ -28,6 +29,7 @@ from .truth import (
 )
 
 __all__ = [
+    "MOTION_COLUMNS",
     "PeakFinder",
     "TensorMaps",
     "angular_error",
@@ -37,12 +39,15 @@ __all__ = [
     "edge_slope",
     "edge_width",
     "errors_against_truth",
+    "estimate_motion",
     "fa_error",
     "fit_tensor",
+    "framewise_displacement",
     "has_kurtosis",
     "make_peak_finder",
     "md_error",
     "mean_kurtosis",
+    "motion_measures",
     "neighbouring_dwi_correlation",
     "no_reference_metrics",
     "peak_angle",

@@ -16,7 +16,7 @@ from scipy import ndimage
 from ..errors import BadDataError
 from ..gradients import Gradients, nearest_in_shell
 from ..outlying import outlying_volumes
-from .tensor import dti_kfold_error, fit_tensor
+from .tensor import TensorMaps, dti_kfold_error, fit_tensor
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -203,7 +203,13 @@ def edge_slope(noisy_xyzv: Array, denoised_xyzv: Array, mask_xyz: Mask, gradient
 
 
 def no_reference_metrics(
-    noisy_xyzv: Array, denoised_xyzv: Array, sigma_xyz: Array, mask_xyz: Mask, gradients: Gradients
+    noisy_xyzv: Array,
+    denoised_xyzv: Array,
+    sigma_xyz: Array,
+    mask_xyz: Mask,
+    gradients: Gradients,
+    *,
+    tensors: tuple[TensorMaps, TensorMaps] | None = None,
 ) -> dict[str, float]:
     """Compute all measures of this file, and DTI's, as flat names and numbers.
 
@@ -220,6 +226,8 @@ def no_reference_metrics(
         Brain.
     gradients
         Protocol; V volumes.
+    tensors
+        Those of the run before and after, where they are known; else they are fitted.
 
     Returns
     -------
@@ -239,13 +247,15 @@ def no_reference_metrics(
     found = residual_statistics(noisy_xyzv, denoised_xyzv, safe_sigma_xyz, mask_xyz, gradients)
     found["sigma_mean"] = float(sigma_xyz[mask_xyz].mean(dtype=np.float64))
     found["edge_slope"] = edge_slope(noisy_xyzv, denoised_xyzv, mask_xyz, gradients)
-    for when, data_xyzv in (("before", noisy_xyzv), ("after", denoised_xyzv)):
+    for when, data_xyzv, tensor in zip(
+        ("before", "after"), (noisy_xyzv, denoised_xyzv), tensors or (None, None), strict=True
+    ):
         means = shell_means(data_xyzv, mask_xyz, gradients)
         values = {f"mean_signal_{name}": mean for name, mean in means.items()}
         values["b0_repeat_spread"] = repeat_spread(data_xyzv, mask_xyz, gradients)
         values |= neighbouring_dwi_correlation(data_xyzv, mask_xyz, gradients)
         values["edge_width"] = _largest_shell_edge_width(data_xyzv, noisy_xyzv, mask_xyz, gradients)
-        values |= _tensor_measures(data_xyzv, noisy_xyzv, safe_sigma_xyz, mask_xyz, gradients)
+        values |= _tensor_measures(data_xyzv, noisy_xyzv, safe_sigma_xyz, mask_xyz, gradients, tensor)
         found |= {f"{name}_{when}": value for name, value in values.items()}
     found["outlier_volumes"] = _count_outliers(noisy_xyzv, denoised_xyzv, safe_sigma_xyz, mask_xyz, gradients)
     if "mean_signal_b0_before" in found:
@@ -268,12 +278,17 @@ def _count_outliers(
 
 
 def _tensor_measures(
-    data_xyzv: Array, noisy_xyzv: Array, sigma_xyz: Array, mask_xyz: Mask, gradients: Gradients
+    data_xyzv: Array,
+    noisy_xyzv: Array,
+    sigma_xyz: Array,
+    mask_xyz: Mask,
+    gradients: Gradients,
+    tensor: TensorMaps | None,
 ) -> dict[str, float]:
     """Mean FA and MD, and the error on held-out raw volumes; empty where no tensor can be fitted."""
     measures = {}
     try:
-        tensor = fit_tensor(data_xyzv, gradients, mask_xyz)
+        tensor = tensor or fit_tensor(data_xyzv, gradients, mask_xyz)
         measures["fa_mean"] = float(tensor.fa_xyz[mask_xyz].mean(dtype=np.float64))
         measures["md_mean"] = float(tensor.md_xyz[mask_xyz].mean(dtype=np.float64))
         measures["dti_kfold_error"] = dti_kfold_error(

@@ -196,10 +196,13 @@ CAPTIONS: dict[str, Caption] = {
         "Carpet of the signal",
         "Every column is a volume, sorted by b-value; every row a voxel, from feet to head: its signal minus its mean "
         "over the shell, in noise standard deviations, before and after. Triangles mark volumes whose mean signal, "
-        "residual or likeness to their neighbours is far from those of their shell.",
-        "fine grain before, less of it after, no column and no band apart from the others.",
-        "a bright or dark column (a volume that is brighter, darker or moved), a band within a column (slices with "
-        "dropout), a drift from left to right in the b=0 volumes (the scanner warms up).",
+        "residual or likeness to their neighbours is far from those of their shell. Bars: motion of the head since the "
+        "volume before in time (framewise displacement in mm), estimated without registration; hatched: not known.",
+        "bars far below the dotted line (1 mm); fine grain before, less of it after, no column and no band apart from "
+        "the others.",
+        "bars above the line, alone (a jerk) or many (a restless head); a bright or dark column (a volume that is "
+        "brighter, darker or moved), a band within a column (slices with dropout), a drift from left to right in the "
+        "b=0 volumes (the scanner warms up).",
     ),
     "neighbours": Caption(
         "Signal and residual",

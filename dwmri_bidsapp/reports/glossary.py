@@ -50,6 +50,16 @@ METRICS: dict[str, Metric] = {
         "of their shell.",
         "0",
     ),
+    "fd_mean": Metric(
+        "Head motion, mean",
+        "mm",
+        "Mean framewise displacement (Power 2012, sphere of 50 mm) of the acquired volumes, estimated without "
+        "registration.",
+        "below 0.3",
+    ),
+    "fd_max": Metric(
+        "Head motion, largest", "mm", "Largest framewise displacement of the acquired volumes.", "below 1"
+    ),
     "residual_std": Metric(
         "Spread of the residual",
         "σ",

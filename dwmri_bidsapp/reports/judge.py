@@ -146,11 +146,24 @@ def _outlying_volumes(record: RunRecord) -> list[Finding]:
     ]
 
 
+def _motion(record: RunRecord) -> list[Finding]:
+    mean, largest = (_value(record.metrics, name) for name in ("fd_mean", "fd_max"))
+    if mean is None or largest is None or (mean <= 0.5 and largest <= 1):
+        return []
+    return [
+        Finding(
+            f"The head moved: by up to {number(largest)} mm from one volume to the next, {number(mean)} mm on average "
+            "(framewise displacement, estimated; good: below 1 and 0.3).",
+            "run head-motion correction after denoising (QSIPrep, FSL eddy); look for borders in the mean residual",
+        )
+    ]
+
+
 def _value(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
     return float(value) if isinstance(value, int | float) and value == value else None
 
 
 _RULES: tuple[Callable[[RunRecord], list[Finding]], ...] = (
-    _outlying_volumes, _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
+    _outlying_volumes, _motion, _residual_spread, _anatomy_in_residual, _bias, _blurring, _training,
 )  # fmt: skip

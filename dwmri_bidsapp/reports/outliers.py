@@ -17,7 +17,7 @@ from .pairs import OWN_METHOD, MeasureTable
 
 LOOKED_AT = (
     "b0_snr", "residual_std", "residual_edge_correlation", "edge_slope", "neighbouring_dwi_correlation",
-    "dti_kfold_error", "fa_mean", "md_mean",
+    "dti_kfold_error", "fa_mean", "md_mean", "fd_mean",
 )  # fmt: skip
 """Measures of the denoised run that tell a strange run from an ordinary one."""
 
