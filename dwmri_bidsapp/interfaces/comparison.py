@@ -12,7 +12,6 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     InputMultiObject,
-    OutputMultiObject,
     Str,
     TraitedSpec,
     traits,
@@ -21,7 +20,7 @@ from nipype.interfaces.base import (
 from ..errors import BadDataError
 from ..preparation import open_series, read_gradients, read_series
 from .base import RunInterface, read_tsv, save_image, write_json
-from .reporting import read_tensors
+from .reporting import FiguresOutputSpec, read_tensors
 
 
 class _RunBaselineInputSpec(BaseInterfaceInputSpec):
@@ -113,16 +112,11 @@ class _DrawMethodsInputSpec(BaseInterfaceInputSpec):
     prefix = Str(mandatory=True, desc="entities of the run, such as sub-01_run-1")
 
 
-class _DrawMethodsOutputSpec(TraitedSpec):
-    out_files = OutputMultiObject(File(exists=True), desc="the pictures")
-    names = traits.List(Str, desc="what each picture shows: its desc entity")
-
-
 class DrawMethods(RunInterface):
     """Draw all methods side by side: see :func:`dwmri_bidsapp.figures.make_method_figures`."""
 
     input_spec = _DrawMethodsInputSpec
-    output_spec = _DrawMethodsOutputSpec
+    output_spec = FiguresOutputSpec
 
     def _work(self, folder: Path) -> dict[str, Any]:
         from ..figures import make_method_figures

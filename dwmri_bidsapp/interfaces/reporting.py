@@ -38,7 +38,7 @@ class _DrawFiguresInputSpec(BaseInterfaceInputSpec):
     prefix = Str(mandatory=True, desc="entities of the run, such as sub-01_run-1")
 
 
-class _DrawFiguresOutputSpec(TraitedSpec):
+class FiguresOutputSpec(TraitedSpec):
     out_files = OutputMultiObject(File(exists=True), desc="the pictures")
     names = traits.List(Str, desc="what each picture shows: its desc entity")
 
@@ -47,7 +47,7 @@ class DrawFigures(RunInterface):
     """Draw the figures of a run: see :func:`dwmri_bidsapp.figures.make_run_figures`."""
 
     input_spec = _DrawFiguresInputSpec
-    output_spec = _DrawFiguresOutputSpec
+    output_spec = FiguresOutputSpec
 
     def _work(self, folder: Path) -> dict[str, Any]:
         from ..figures import make_run_figures
