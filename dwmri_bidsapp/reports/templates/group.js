@@ -162,6 +162,7 @@ function setUpGroup(data) {
                error_x: { type: "data", symmetric: true, array: points.map(({ pair }, i) => (Math.abs(effects[i]) > EDGE ? 0 : (pair[8] - pair[7]) / 2)), color: colour, thickness: 1.3, width: 3 } };
     });
     document.getElementById("overview-figure").hidden = !measures.length;
+    document.getElementById("overview-missing").hidden = measures.length > 0;
     get("chart-overview").style.height = `${Math.max(150, 90 + measures.length * (22 + 7 * methods.length))}px`;
     plot("chart-overview", traces, { showlegend: methods.length > 1, legend: { orientation: "h", y: 1, yanchor: "bottom" },
       xaxis: { title: { text: `worse ← effect against ${state.reference} → better` }, range: [-EDGE - 0.2, EDGE + 0.2], zeroline: true, zerolinewidth: 2 },
