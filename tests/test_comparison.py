@@ -20,7 +20,7 @@ from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
 FAST = [
     "--device", "cpu", "--nprocs", "1", "--max-steps", "10", "--base-filters", "4", "--patch-size", "16",
-    "--batch-size", "2",
+    "--batch-size", "2", "--learning-rate", "0.01",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.end_to_end
