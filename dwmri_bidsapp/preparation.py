@@ -9,6 +9,8 @@ Axis letters: x, y, z voxels, v volumes.
 from __future__ import annotations
 
 import gzip
+import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -154,7 +156,7 @@ def survey_series(image: nb.Nifti1Image, gradients: Gradients, dwi_file: Path) -
     n_negative = 0
     n_not_finite_v = np.zeros(image.shape[3], np.int64)
     empty_volumes: list[int] = []
-    for start, chunk_xyzv in _read_parts(image, dwi_file):
+    for start, chunk_xyzv in read_parts(image, dwi_file):
         volumes = np.arange(start, start + chunk_xyzv.shape[3])
         n_not_finite_v[volumes] = (~np.isfinite(chunk_xyzv)).sum(axis=(0, 1, 2))
         n_negative += int((chunk_xyzv < 0).sum())
@@ -171,16 +173,30 @@ def survey_series(image: nb.Nifti1Image, gradients: Gradients, dwi_file: Path) -
     return Survey(mean_b0_xyz, highest_dwi_xyz, n_negative, tuple(empty_volumes))
 
 
-def read_series(image: nb.Nifti1Image, dwi_file: Path) -> NDArray[np.float32]:
+def read_series(
+    image: nb.Nifti1Image, dwi_file: Path, scratch_dir: Path | None = None
+) -> NDArray[np.float32]:
     """Read a series as float32 without ever holding a second copy of it.
+
+    Parameters
+    ----------
+    image, dwi_file
+        The opened series, and its file, for messages.
+    scratch_dir
+        Map a file of this folder instead of taking memory. It is removed at once: nothing is left behind.
 
     Returns
     -------
     (X, Y, Z, V) float32 array
         In the order of the file: each volume contiguous.
     """
-    dwi_xyzv = np.empty(image.shape, np.float32, order="F")
-    for start, chunk_xyzv in _read_parts(image, dwi_file):
+    if scratch_dir is None:
+        dwi_xyzv = np.empty(image.shape, np.float32, order="F")
+    else:
+        with tempfile.NamedTemporaryFile(dir=scratch_dir, suffix=".bin") as stream:
+            os.posix_fallocate(stream.fileno(), 0, 4 * int(np.prod(image.shape)))
+            dwi_xyzv = np.memmap(stream.name, np.float32, "r+", shape=image.shape, order="F")
+    for start, chunk_xyzv in read_parts(image, dwi_file):
         dwi_xyzv[..., start : start + chunk_xyzv.shape[3]] = chunk_xyzv
     return dwi_xyzv
 
@@ -276,7 +292,7 @@ def _load_map(path: Path, like: nb.Nifti1Image) -> NDArray[np.float32]:
     return image.get_fdata(dtype=np.float32)
 
 
-def _read_parts(image: nb.Nifti1Image, path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def read_parts(image: nb.Nifti1Image, path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the first volume and the values of one part of a series after the other."""
     step = max(1, CHUNK_BYTES // (4 * int(np.prod(image.shape[:3]))))
     for start in range(0, image.shape[3], step):

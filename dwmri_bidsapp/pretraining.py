@@ -21,6 +21,7 @@ from .denoising.hardware import choose_precision
 from .denoising.losses import make_loss
 from .denoising.noise import estimate_noise_level
 from .denoising.pretrain import Report, TrainingRun, pretrain
+from .denoising.voxels import signals_of
 from .errors import BadDataError, InputOutputError, UsageError
 from .gradients import Gradients
 from .options import DenoiseOptions
@@ -166,13 +167,14 @@ def _training_run(
     """Blind base, context and targets of a run, cut to the box of its mask."""
     box = bounding_box(mask_xyz)
     mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
-    snr = to_snr_units(noisy_xyzv[box], sigma_xyz[box], mask)
-    base = blind_local_pca(snr, mask, block=block).base_vxyz
+    sigma_n = sigma_xyz[mask_xyz]
+    snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_n)
+    base = blind_local_pca(snr, mask, block=block).base_vn
     volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
-    context = build_context(snr, base, gradients, volumes.tolist())
-    target = snr if expected_xyzv is None else to_snr_units(expected_xyzv[box], sigma_xyz[box], mask)
+    context = build_context(snr, base, mask, gradients, volumes.tolist())
+    target = snr if expected_xyzv is None else to_snr_units(signals_of(expected_xyzv, mask_xyz), sigma_n)
     dwi = torch.as_tensor(gradients.dwi)
-    error = float((base[dwi].float() - target[dwi].float())[:, mask].square().mean())
+    error = float((base[dwi].float() - target[dwi].float()).square().mean())
     # the noise of a measured target has variance 1, and is no error of the base
     return TrainingRun(context, mask, target, max(0.0, error - (expected_xyzv is None)))
 

@@ -31,12 +31,16 @@ def reconstruct(
     snr = (SIGNAL + torch.randn((n, *SHAPE), generator=generator)).half()
     base_vxyz = (SIGNAL + base_error.expand(n, *SHAPE)).half()
     precision = torch.full((n, 6, 5, 5), 1 / (1 + expected))
-    base = BlindBase(base_vxyz, precision, 3)
-    context = build_context(snr, base_vxyz, gradients, np.flatnonzero(gradients.dwi).tolist())
+    base = BlindBase(base_vxyz.flatten(1), precision, 3)
+    context = build_context(
+        snr.flatten(1), base.base_vn, MASK, gradients, np.flatnonzero(gradients.dwi).tolist()
+    )
     # an overcomplete PCA of zero, and its share undone: the blend alone is judged
     untrained = DenoiserNet(9, 1, 4).eval()
-    run = Reconstruction(context, base, torch.zeros((n, int(MASK.sum()))), untrained, MASK, Precision(None))
-    blended = {v: (values / (1 - PCA_SHARE)).reshape(SHAPE) for v, values in run.volumes()}
+    nothing = torch.zeros(int(MASK.sum()))
+    run = Reconstruction(context, base, untrained, Precision(None))
+    run.predict()
+    blended = {v: (run.values(v, nothing) / (1 - PCA_SHARE)).reshape(SHAPE) for v in context.targets.tolist()}
     found = torch.stack([blended[v] for v in sorted(blended)])
     measured = torch.stack([snr[v].float() for v in sorted(blended)])
     return (measured - SIGNAL).square(), (found - SIGNAL).square(), run
@@ -127,7 +131,9 @@ def test_uncertainty_is_the_error_of_the_blend() -> None:
 
 def test_without_the_pca_the_result_is_the_blind_prediction() -> None:
     _, _, run = reconstruct(torch.ones(1), expected=0.1)
-    blind = Reconstruction(run.context, run.base, None, run.model, MASK, Precision(None))
-    for v, values in blind.volumes():
-        torch.testing.assert_close(values.reshape(SHAPE), run.base.base_vxyz[v].float(), atol=0.02, rtol=0)
+    blind = Reconstruction(run.context, run.base, run.model, Precision(None), blend=False)
+    before = run.base.base_vn.float()
+    blind.predict()
+    for v in run.context.targets.tolist():
+        torch.testing.assert_close(blind.values(v, before[v] + 9), before[v], atol=0.02, rtol=0)
     assert blind.blends == {}

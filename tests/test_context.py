@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,12 @@ def random_run(gradients: Gradients, seed: int = 0) -> tuple[torch.Tensor, torch
     return tuple((30 * torch.rand(shape, generator=generator)).half() for _ in range(2))  # type: ignore[return-value]
 
 
-def make_context(gradients: Gradients, snr: torch.Tensor, base: torch.Tensor) -> Context:
-    return build_context(snr, base, gradients, range(gradients.n_volumes))
+def make_context(
+    gradients: Gradients, snr: torch.Tensor, base: torch.Tensor, leave_out: Sequence[str] = ()
+) -> Context:
+    whole = torch.ones(SHAPE, dtype=torch.bool)
+    targets = range(gradients.n_volumes)
+    return build_context(snr.flatten(1), base.flatten(1), whole, gradients, targets, leave_out)
 
 
 @pytest.mark.parametrize("n_b0", [1, 2, 4])
@@ -134,7 +140,7 @@ def test_left_out_base_and_context_are_replaced() -> None:
     snr, base = random_run(gradients)
     targets, (whole, _) = [0, 5], make_context(gradients, snr, base).inputs([0, 5], [WHOLE, WHOLE])
     for part, source, replaced in (("base", 1, [0]), ("context", 0, list(range(1, N_CHANNELS)))):
-        left = build_context(snr, base, gradients, range(gradients.n_volumes), leave_out=[part])
+        left = make_context(gradients, snr, base, leave_out=[part])
         found, _ = left.inputs(targets, [WHOLE, WHOLE])
         kept = [c for c in range(N_CHANNELS) if c not in replaced]
         assert torch.equal(found[:, kept], whole[:, kept])
@@ -143,7 +149,7 @@ def test_left_out_base_and_context_are_replaced() -> None:
 
 def test_left_out_q_space_leaves_the_number_of_the_volume() -> None:
     gradients = protocol()
-    left = build_context(*random_run(gradients), gradients, [7], leave_out=["q-space"])
+    left = make_context(gradients, *random_run(gradients), leave_out=["q-space"])
     places = left.coordinates_vck[7]
     assert places[:3, 0].tolist() == [7, 7, 7]
     assert places[3:, 0].tolist() == left.neighbours[7].tolist()

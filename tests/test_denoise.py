@@ -15,6 +15,7 @@ from dwmri_bidsapp.denoising.blind import bounding_box
 from dwmri_bidsapp.denoising.denoise import make_model, to_snr_units
 from dwmri_bidsapp.denoising.local_pca import angular_contrasts, overcomplete_local_pca
 from dwmri_bidsapp.denoising.reconstruct import PCA_SHARE
+from dwmri_bidsapp.denoising.voxels import signals_of
 from dwmri_bidsapp.errors import BadDataError, UsageError
 from dwmri_bidsapp.gradients import Gradients
 from dwmri_bidsapp.options import DenoiseOptions
@@ -230,9 +231,8 @@ def test_the_result_is_the_mean_with_the_local_pca(
         )
         return found.dwi_xyzv[phantom.mask_xyz] / sigma_xyz[phantom.mask_xyz][:, None]
 
-    box = bounding_box(phantom.mask_xyz)
-    mask = torch.from_numpy(phantom.mask_xyz[box])
-    snr = to_snr_units(noisy[box], sigma_xyz[box], mask)
+    mask = torch.from_numpy(phantom.mask_xyz[bounding_box(phantom.mask_xyz)])
+    snr = to_snr_units(signals_of(noisy, phantom.mask_xyz), sigma_xyz[phantom.mask_xyz])
     own = result("local-pca")
     for left_out, contrasts in ((["second-look"], None), ([], angular_contrasts(phantom.gradients))):
         pca = overcomplete_local_pca(snr, mask, contrasts).float().T.numpy()

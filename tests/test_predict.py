@@ -49,13 +49,13 @@ def test_tiles_give_the_answer_of_the_whole(network: type) -> None:
     shape = (49, 9, 11)
     generator = torch.Generator().manual_seed(0)
     snr, base = ((20 * torch.rand((9, *shape), generator=generator)).half() for _ in range(2))
-    context = build_context(snr, base, gradients, range(9))
+    mask = torch.ones(shape, dtype=torch.bool)
+    context = build_context(snr.flatten(1), base.flatten(1), mask, gradients, range(9))
     extra = {"coordinates_per_channel": N_COORDINATES} if network is MultiScaleDetailNet else {}
     torch.manual_seed(2)
     model = network(N_CHANNELS, 1, 4, **extra).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    mask = torch.ones(shape, dtype=torch.bool)
     float32 = Precision(None)
     for volume in (0, 4):
         whole = predict_volume(model, context, volume, tiles_of(mask, 96, halo=0), float32)
@@ -71,9 +71,10 @@ def test_b0_comes_back_in_snr_units() -> None:
     gradients = make_protocol(2, {1000.0: 7}, np.random.default_rng(0))
     generator = torch.Generator().manual_seed(0)
     snr, base = ((200 * torch.rand((9, 8, 8, 8), generator=generator)).half() for _ in range(2))
-    context = build_context(snr, base, gradients, range(9))
+    mask = torch.ones((8, 8, 8), dtype=torch.bool)
+    context = build_context(snr.flatten(1), base.flatten(1), mask, gradients, range(9))
     model = DenoiserNet(N_CHANNELS, 1, 4).eval()
-    tiles = tiles_of(torch.ones((8, 8, 8), dtype=torch.bool), halo=4)
+    tiles = tiles_of(mask, halo=4)
     for volume in range(9):
         found = predict_volume(model, context, volume, tiles, Precision(None))
         torch.testing.assert_close(found, base[volume].float(), atol=1e-3, rtol=1e-5)

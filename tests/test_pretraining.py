@@ -34,8 +34,8 @@ def runs() -> list:
 
 def test_an_index_is_a_run(runs: list) -> None:
     again = draw_run(TINY, 1)
-    assert torch.equal(again.context.snr_vxyz, runs[1].context.snr_vxyz)
-    assert again.context.snr_vxyz.shape != runs[0].context.snr_vxyz.shape
+    assert torch.equal(again.context.snr_vn, runs[1].context.snr_vn)
+    assert again.context.snr_vn.shape != runs[0].context.snr_vn.shape
     other = draw_run(dataclasses.replace(TINY, random_seed=1), 1)
     assert not torch.equal(other.mask_xyz, runs[1].mask_xyz)
 
@@ -43,10 +43,10 @@ def test_an_index_is_a_run(runs: list) -> None:
 def test_targets_are_the_measured_volumes_without_their_noise(runs: list) -> None:
     for run in runs:
         dwi = run.context.shell > 0
-        noise = (run.context.snr_vxyz[dwi].float() - run.target_vxyz[dwi].float())[:, run.mask_xyz]
+        noise = run.context.snr_vn[dwi].float() - run.target_vn[dwi].float()
         assert abs(float(noise.mean())) < 0.05, "the mean of the magnitudes, the noise floor included"
         assert 0.3 < float(noise.std()) < 1.2
-        base = (run.context.base_vxyz[dwi].float() - run.target_vxyz[dwi].float())[:, run.mask_xyz]
+        base = run.context.base_vn[dwi].float() - run.target_vn[dwi].float()
         assert run.error == pytest.approx(float(base.square().mean()), rel=1e-3)
 
 
@@ -67,7 +67,7 @@ def test_a_run_of_ones_own_is_its_own_target() -> None:
     phantom = simulate_phantom(gradients=gradients, seed=3, shape=(20, 22, 16))
     noisy, _ = add_noise(phantom.clean_xyzv, sigma=b0_signal(phantom) / 15, rng=rng)
     run = measured_run(noisy, phantom.mask_xyz, gradients, TINY)
-    assert run.target_vxyz is run.context.snr_vxyz
+    assert run.target_vn is run.context.snr_vn
     assert 0 <= run.error < 1.5, (
         "what is left of the difference to the measured volumes once the noise is taken off"
     )

@@ -105,6 +105,7 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         "omp_nthreads": config.omp_nthreads,
         "n_procs": all_procs or config.omp_nthreads,
         "mem_gb": memory_gb(run.dwi),
+        "low_mem": config.low_mem,
         # Of this call alone: cuda:0 is another device to another job that shares the work folder.
         "lock_dir": config.work_dir / "locks" / config.run_uuid,
     }
@@ -119,7 +120,9 @@ def init_single_run_wf(run: DwiRun, config: Config) -> Workflow:
         "n_procs": all_procs or 1,
         "mem_gb": 0.7 + 3 * size_gb,
     }
-    quality_wf = init_quality_wf(prefix=run.label, sources=sources, **quality_settings)
+    quality_wf = init_quality_wf(
+        prefix=run.label, sources=sources, low_mem=config.low_mem, **quality_settings
+    )
     methods = methods_of(run, config)
     derivatives_wf = init_derivatives_wf(
         run=run, sources=sources, out_dir=str(config.out_dir), methods=methods

@@ -27,6 +27,7 @@ def init_denoise_wf(
     mem_gb: float,
     lock_dir: Path,
     checkpoint_dir: Path,
+    low_mem: bool = False,
     name: str = "denoise_wf",
 ) -> Workflow:
     """Train on one run alone, and predict all its volumes.
@@ -51,6 +52,8 @@ def init_denoise_wf(
         Where all runs of the call keep the locks of the CUDA devices.
     checkpoint_dir
         Where an interrupted training is continued from.
+    low_mem
+        Keep the values of the run in files of the work folder.
     name
         Unique name of this workflow.
 
@@ -87,6 +90,7 @@ def init_denoise_wf(
             gpu_ids=list(gpu_ids),
             lock_dir=str(lock_dir),
             checkpoint_dir=str(checkpoint_dir),
+            low_mem=low_mem,
             num_threads=omp_nthreads,
         ),
         name="denoise",

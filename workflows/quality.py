@@ -16,6 +16,7 @@ def init_quality_wf(
     versions: dict[str, str],
     n_procs: int,
     mem_gb: float,
+    low_mem: bool = False,
     name: str = "quality_wf",
 ) -> Workflow:
     """Measure quality without a reference, and draw the figures of the report.
@@ -32,6 +33,8 @@ def init_quality_wf(
         CPUs that nothing else may use while quality is measured.
     mem_gb
         Memory that is expected to be needed, in GB.
+    low_mem
+        Keep the series in files of the work folder.
     name
         Unique name of this workflow.
 
@@ -76,7 +79,9 @@ def init_quality_wf(
         niu.IdentityInterface(fields=["metrics_json", "metrics_tsv", "figures", "figure_names", *measured]),
         name="outputnode",
     )
-    measure = pe.Node(MeasureQuality(motion=True), name="measure", n_procs=n_procs, mem_gb=mem_gb)
+    measure = pe.Node(
+        MeasureQuality(motion=True, low_mem=low_mem), name="measure", n_procs=n_procs, mem_gb=mem_gb
+    )
     collect = pe.Node(CollectMetrics(sources=sources, versions=versions), name="collect", mem_gb=0.2)
     draw = pe.Node(DrawFigures(prefix=prefix), name="draw", mem_gb=1.0)
 

@@ -4,7 +4,8 @@ The brain is cut into small blocks. The mean and the covariance over volumes of 
 the block itself, give one linear predictor of each volume from all the others. Neither the voxel's own value in the
 predicted volume nor, through the covariance, any value of its block is used, so its noise cannot come back.
 
-Axes: ``x y z`` space, ``v`` volume, ``b`` block, ``s`` voxel (sample) of a block, ``i j k`` grid of blocks.
+Axes: ``x y z`` space, ``v`` volume, ``b`` block, ``s`` voxel (sample) of a block, ``i j k`` grid of blocks, ``n``
+voxel of the mask.
 
 References
 ----------
@@ -27,6 +28,9 @@ from .windows import debias_eigenvalues, eigh
 
 # below this number of samples a window says less than the covariance of the whole brain does
 PRIOR_SAMPLES = 8.0
+# covariances that are held at once, in values: more rows of blocks at once repeat less work, and take more memory
+VALUES_AT_ONCE = 700_000
+BLOCKS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class BlindBase:
 
     Parameters
     ----------
-    base_vxyz
-        Predicted volumes, float16, zero outside the mask.
+    base_vn
+        (V, N) predicted volumes, float16, in the order of ``mask_xyz.nonzero()``.
     precision_vijk
         For each block the diagonal of the precision matrix: the reciprocal of the expected squared
         difference between a measured value and its blind prediction (noise variance is 1).
@@ -44,7 +48,7 @@ class BlindBase:
         Edge of a block in voxels.
     """
 
-    base_vxyz: Tensor
+    base_vn: Tensor
     precision_vijk: Tensor
     block: int
 
@@ -70,53 +74,92 @@ class BlindBase:
 
 
 def blind_local_pca(
-    snr_vxyz: Tensor, mask_xyz: Tensor, *, block: int = 3, device: str | torch.device = "cpu"
+    snr_vn: Tensor,
+    mask_xyz: Tensor,
+    *,
+    block: int = 3,
+    device: str | torch.device = "cpu",
+    out_vn: Tensor | None = None,
 ) -> BlindBase:
     """Predict all volumes from each other, block by block.
 
     Parameters
     ----------
-    snr_vxyz
-        (V, X, Y, Z) data in units of the noise standard deviation.
+    snr_vn
+        (V, N) data of the voxels of the mask, in units of the noise standard deviation.
     mask_xyz
-        (X, Y, Z) bool; only voxels inside are used and predicted.
+        (X, Y, Z) bool with N voxels, on the CPU; only voxels inside are used and predicted.
     block
         Edge of a block in voxels.
     device
         Where the eigendecompositions run.
+    out_vn
+        (V, N) float16 tensor for the prediction, made if not given.
 
     Returns
     -------
     BlindBase
         Predictions and their precision.
     """
-    n_volumes = snr_vxyz.shape[0]
-    shape = tuple(snr_vxyz.shape[1:])
-    grid = tuple(-(-n // block) for n in shape)
-    base = torch.zeros(snr_vxyz.shape, dtype=torch.float16)
+    n_volumes = snr_vn.shape[0]
+    grid = tuple(-(-n // block) for n in mask_xyz.shape)
+    base_vn = torch.empty(snr_vn.shape, dtype=torch.float16) if out_vn is None else out_vn
     precision = torch.ones((n_volumes, *grid))
-    prior_mean_cv, prior_cov_cvv = (t.to(device) for t in _whole_brain_moments(snr_vxyz, mask_xyz, block))
+    prior = tuple(t.to(device) for t in _whole_brain_moments(snr_vn, mask_xyz, block))
+    end_x = torch.cat([torch.zeros(1, dtype=torch.long), mask_xyz.sum(dim=(1, 2)).cumsum(dim=0)]).tolist()
+    for rows in _strips(grid, n_volumes):
+        # with a row of blocks on either side, whose samples count
+        near = slice(max(0, rows.start - 1), min(grid[0], rows.stop + 1))
+        seen, kept = (slice(r.start * block, min(r.stop * block, mask_xyz.shape[0])) for r in (near, rows))
+        mask = mask_xyz[seen]
+        strip = torch.zeros((n_volumes, *mask.shape), dtype=snr_vn.dtype)
+        inside = mask.flatten().nonzero().flatten()
+        strip.flatten(1).index_copy_(1, inside, snr_vn[:, end_x[seen.start] : end_x[seen.stop]])
+        _predict_strip(strip, mask, near, rows, block, prior, precision, device)
+        inner = strip[:, kept.start - seen.start : kept.stop - seen.start].flatten(1)
+        where = mask_xyz[kept].flatten().nonzero().flatten()
+        base_vn[:, end_x[kept.start] : end_x[kept.stop]] = inner.index_select(1, where)
+    return BlindBase(base_vn, precision, block)
 
-    for k, layer in enumerate(_window_moments(snr_vxyz, mask_xyz, block, device)):
-        used = layer.used_ij
-        if not bool(used.any()):
-            continue
-        # the prior of a block comes from blocks of the other colour, never from the block itself
-        other_b = 1 - _colour(used.nonzero(), k)
-        mean_bv, cov_bvv, count_b = _mean_and_covariance(layer, used, prior_mean_cv, prior_cov_cvv, other_b)
-        precision_bvv = _precision(cov_bvv, count_b)
-        diagonal_bv = precision_bvv.diagonal(dim1=1, dim2=2).clone()
-        # a zero diagonal keeps the own value out to the bit
-        weights_bvv = precision_bvv / -diagonal_bv[:, :, None]
-        weights_bvv.diagonal(dim1=1, dim2=2).zero_()
-        centred_bsv = layer.samples_ijsv[used] - mean_bv[:, None, :]
-        predicted_bsv = mean_bv[:, None, :] + centred_bsv @ weights_bvv.mT
+
+def _strips(grid: tuple[int, ...], n_volumes: int) -> Iterator[slice]:
+    """Rows of blocks, along the first axis, that are predicted together."""
+    at_once = max(2, VALUES_AT_ONCE // (grid[1] * n_volumes**2))
+    n_strips = -(-grid[0] // at_once)
+    for i in range(n_strips):
+        yield slice(grid[0] * i // n_strips, grid[0] * (i + 1) // n_strips)
+
+
+def _predict_strip(
+    strip_vxyz: Tensor,
+    mask_xyz: Tensor,
+    near: slice,
+    rows: slice,
+    block: int,
+    prior: tuple[Tensor, ...],
+    precision_vijk: Tensor,
+    device: str | torch.device,
+) -> None:
+    """Replace the data of the rows ``near`` by the prediction of ``rows``, and write the precision of these."""
+    for k, layer in enumerate(_window_moments(strip_vxyz, mask_xyz, block, device)):
+        used = layer.used_ij.clone()
+        used[: rows.start - near.start] = used[rows.stop - near.start :] = False
         samples = torch.zeros_like(layer.samples_ijsv)
-        samples[used] = predicted_bsv
-        _write_layer(base, samples.cpu(), k, block)
-        precision[:, :, :, k].permute(1, 2, 0)[used.cpu()] = diagonal_bv.cpu()
-    base *= mask_xyz
-    return BlindBase(base, precision, block)
+        for where_b in used.nonzero().split(BLOCKS_AT_ONCE):
+            at = where_b[:, 0], where_b[:, 1]
+            # the prior of a block comes from blocks of the other colour, never from the block itself
+            other_b = 1 - _colour(where_b, near.start + k)
+            mean_bv, cov_bvv, count_b = _mean_and_covariance(layer, at, *prior, other_b)
+            precision_bvv = _precision(cov_bvv, count_b)
+            diagonal_bv = precision_bvv.diagonal(dim1=1, dim2=2).clone()
+            # a zero diagonal keeps the own value out to the bit
+            weights_bvv = precision_bvv.div_(-diagonal_bv[:, :, None])
+            weights_bvv.diagonal(dim1=1, dim2=2).zero_()
+            centred_bsv = layer.samples_ijsv[at] - mean_bv[:, None, :]
+            samples[at] = mean_bv[:, None, :] + centred_bsv @ weights_bvv.mT
+            precision_vijk[:, near, :, k].permute(1, 2, 0)[at[0].cpu(), at[1].cpu()] = diagonal_bv.cpu()
+        # the data of this layer were read already, for the windows of the one before
+        _write_layer(strip_vxyz, samples.cpu(), k, block)
 
 
 @dataclass(frozen=True)
@@ -191,33 +234,30 @@ def _colour(where_b: Tensor, k: int) -> Tensor:
     return (where_b.sum(dim=1) + k) % 2
 
 
-def _whole_brain_moments(snr_vxyz: Tensor, mask_xyz: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _whole_brain_moments(snr_vn: Tensor, mask_xyz: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Mean (2, V) and covariance (2, V, V) over at most some 20,000 voxels of the blocks of each colour."""
-    n_volumes = snr_vxyz.shape[0]
+    n_volumes = snr_vn.shape[0]
     means, covs = torch.zeros(2, n_volumes), torch.eye(n_volumes).repeat(2, 1, 1)
-    everywhere = mask_xyz.nonzero()
-    colours = (everywhere // block).sum(dim=1) % 2
+    colours = (mask_xyz.nonzero() // block).sum(dim=1) % 2
     for colour in (0, 1):
-        where = everywhere[colours == colour]
+        where = (colours == colour).nonzero().flatten()
         if not len(where):
             continue
         where = where[:: max(1, len(where) // 20_000)]
-        samples_sv = snr_vxyz[:, where[:, 0], where[:, 1], where[:, 2]].T.double()
+        samples_sv = snr_vn[:, where].T.double()
         means[colour] = samples_sv.mean(dim=0)
-        centred = samples_sv - samples_sv.mean(dim=0)
+        centred = samples_sv.sub_(samples_sv.mean(dim=0))
         covs[colour] = centred.T @ centred / max(1, len(where) - 1)
     return means, covs
 
 
 def _mean_and_covariance(
-    layer: _Layer, used: Tensor, prior_mean_cv: Tensor, prior_cov_cvv: Tensor, colour_b: Tensor
+    layer: _Layer, at: tuple[Tensor, ...], prior_mean_cv: Tensor, prior_cov_cvv: Tensor, colour_b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of the used blocks' windows; a few prior samples of the whole brain fill thin windows."""
-    count_b = layer.count_ij[used]
-    mean = layer.sum_ijv[used] / count_b.clamp(min=1.0)[:, None]
-    cov = (
-        layer.product_ijvv[used] / count_b.clamp(min=1.0)[:, None, None] - mean[:, :, None] * mean[:, None, :]
-    )
+    """Moments of the windows of some blocks; a few prior samples of the whole brain fill thin windows."""
+    count_b = layer.count_ij[at]
+    mean = layer.sum_ijv[at] / count_b.clamp(min=1.0)[:, None]
+    cov = layer.product_ijvv[at] / count_b.clamp(min=1.0)[:, None, None] - mean[:, :, None] * mean[:, None, :]
     thin = count_b < 4 * PRIOR_SAMPLES
     share = (PRIOR_SAMPLES / (count_b[thin] + PRIOR_SAMPLES))[:, None]
     offset = mean[thin] - prior_mean_cv[colour_b[thin]]

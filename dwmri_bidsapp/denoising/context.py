@@ -4,7 +4,7 @@ Channels, in order: the blind base, the mean of the other volumes of the shell, 
 shell that are nearest in q-space. All are in SNR units; values of b=0 volumes are scaled by :data:`B0_GAIN`,
 because they are many times brighter than the rest.
 
-Axes: ``b`` sample of a batch, ``c`` channel, ``v`` volume, ``x y z`` space.
+Axes: ``b`` sample of a batch, ``c`` channel, ``v`` volume, ``s`` shell, ``n`` voxel of the mask, ``x y z`` space.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, direction_cosines, nearest_in_shell
+from .voxels import Box, Voxels
 
 N_NEIGHBOURS = 6
 N_CHANNELS = 3 + N_NEIGHBOURS
 N_COORDINATES = 2
 B0_GAIN = 0.2
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,14 @@ class Context:
 
     Parameters
     ----------
-    snr_vxyz
-        Measured data in SNR units, zero outside the mask.
-    base_vxyz
-        Their blind prediction, see :mod:`.blind`.
-    shell_sum_sxyz
-        Sum of the volumes of each shell.
+    voxels
+        The mask; outside of it, inputs are zero.
+    snr_vn
+        (V, N) measured data in SNR units.
+    base_vn
+        (V, N) their blind prediction, see :mod:`.blind`.
+    shell_sum_sn
+        (S, N) sum of the volumes of each shell, float32.
     shell
         (V,) shell of each volume; 0 is b=0.
     neighbours
@@ -51,9 +52,10 @@ class Context:
         all channels.
     """
 
-    snr_vxyz: Tensor
-    base_vxyz: Tensor
-    shell_sum_sxyz: Tensor
+    voxels: Voxels
+    snr_vn: Tensor
+    base_vn: Tensor
+    shell_sum_sn: Tensor
     shell: Tensor
     neighbours: Tensor
     coordinates_vck: Tensor
@@ -63,7 +65,7 @@ class Context:
     @property
     def device(self) -> torch.device:
         """Where the data lie, and the inputs are made."""
-        return self.snr_vxyz.device
+        return self.snr_vn.device
 
     def gain(self, volume: int) -> float:
         """Factor between SNR units and what the network sees of this volume."""
@@ -86,7 +88,7 @@ class Context:
         coordinates : Tensor
             (B, 9, 2), float32.
         """
-        shape = self.snr_vxyz[(0, *boxes[0])].shape
+        shape = self.voxels.mask_xyz[boxes[0]].shape
         inputs = torch.empty(
             (len(volumes), N_CHANNELS, *shape), device=self.device, memory_format=torch.channels_last_3d
         )
@@ -98,7 +100,7 @@ class Context:
         """The measured target volumes (B, 1, X, Y, Z), float32, on the network's scale."""
         return torch.stack(
             [
-                self.snr_vxyz[(v, *box)].float()[None] * self.gain(v)
+                self.voxels.cut(box).image(self.snr_vn[v])[None] * self.gain(v)
                 for v, box in zip(volumes, boxes, strict=True)
             ]
         )
@@ -108,19 +110,21 @@ class Context:
         shell = int(self.shell[volume])
         gain = self.gain(volume)
         n_others = int((self.shell == shell).sum()) - 1
-        base = self.base_vxyz[(volume, *box)].float() * gain
+        image = self.voxels.cut(box).image
+        base = image(self.base_vn[volume]) * gain
         sample_cxyz[0] = base
         if n_others:
-            others = self.shell_sum_sxyz[(shell, *box)] - self.snr_vxyz[(volume, *box)].float()
+            others = image(self.shell_sum_sn[shell]) - image(self.snr_vn[volume])
             sample_cxyz[1] = others * (gain / n_others)
         else:
             sample_cxyz[1] = base
         if shell == 0:
             sample_cxyz[2] = sample_cxyz[1]
         else:
-            sample_cxyz[2] = self.shell_sum_sxyz[(0, *box)] * (B0_GAIN / max(1, int((self.shell == 0).sum())))
+            n_b0 = max(1, int((self.shell == 0).sum()))
+            sample_cxyz[2] = image(self.shell_sum_sn[0]) * (B0_GAIN / n_b0)
         for channel, neighbour in enumerate(self.neighbours[volume].tolist(), start=3):
-            sample_cxyz[channel] = self.snr_vxyz[(neighbour, *box)].float() * self.gain(neighbour)
+            sample_cxyz[channel] = image(self.snr_vn[neighbour]) * self.gain(neighbour)
         if "base" in self.leave_out:
             sample_cxyz[0] = sample_cxyz[1]
         if "context" in self.leave_out:
@@ -128,8 +132,9 @@ class Context:
 
 
 def build_context(
-    snr_vxyz: Tensor,
-    base_vxyz: Tensor,
+    snr_vn: Tensor,
+    base_vn: Tensor,
+    mask_xyz: Tensor,
     gradients: Gradients,
     targets: Sequence[int],
     leave_out: Collection[str] = (),
@@ -138,8 +143,10 @@ def build_context(
 
     Parameters
     ----------
-    snr_vxyz, base_vxyz
-        (V, X, Y, Z) measured data and blind base in SNR units, on the same device.
+    snr_vn, base_vn
+        (V, N) measured data and blind base in SNR units, on the same device.
+    mask_xyz
+        (X, Y, Z) bool with N voxels, on the same device.
     gradients
         The run's gradient table.
     targets
@@ -149,14 +156,16 @@ def build_context(
     """
     shell = torch.as_tensor(gradients.shell, dtype=torch.long)
     n_shells = len(gradients.shell_bvals)
-    shell_sum = torch.zeros((n_shells, *snr_vxyz.shape[1:]), device=snr_vxyz.device)
+    shell_sum = torch.zeros((n_shells, snr_vn.shape[1]), device=snr_vn.device)
     for volume, s in enumerate(shell.tolist()):
-        shell_sum[s] += snr_vxyz[volume]
+        shell_sum[s] += snr_vn[volume]
     neighbours = torch.as_tensor(nearest_in_shell(gradients, N_NEIGHBOURS))
     places = _indices if "q-space" in leave_out else _coordinates
     coordinates = torch.as_tensor(places(gradients, neighbours.numpy()), dtype=torch.float32)
     where = torch.as_tensor(list(targets))
-    return Context(snr_vxyz, base_vxyz, shell_sum, shell, neighbours, coordinates, where, leave_out)
+    return Context(
+        Voxels(mask_xyz), snr_vn, base_vn, shell_sum, shell, neighbours, coordinates, where, leave_out
+    )
 
 
 def _indices(gradients: Gradients, neighbours_vn: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ Axes: ``x y z`` space, ``v`` volume.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from .context import N_CHANNELS, N_COORDINATES, build_context
 from .hardware import choose_device, choose_precision
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
-from .noise import check_noise_map, correct_rician_bias, estimate_noise_level
+from .noise import check_noise_map, correct_rician_bias, noise_of_signals
 from .reconstruct import PCA_SHARE, Reconstruction
 from .train import Progress, Training, train
+from .voxels import Series, Storage, give_back_memory, signals_of
 
 # float16 holds SNR units; more than this is no noise at all
 LARGEST_SNR = 2000.0
@@ -58,7 +58,7 @@ class Denoised:
 
 
 def denoise(
-    dwi_xyzv: NDArray[np.floating],
+    dwi_xyzv: Series,
     gradients: Gradients,
     mask_xyz: NDArray[np.bool_],
     options: DenoiseOptions | None = None,
@@ -68,13 +68,14 @@ def denoise(
     checkpoint_dir: Path | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    scratch_dir: Path | None = None,
 ) -> Denoised:
     """Remove the noise of one run, learning from that run alone.
 
     Parameters
     ----------
     dwi_xyzv
-        (X, Y, Z, V) magnitudes, finite.
+        (X, Y, Z, V) magnitudes, finite: an array, or what gives and takes volumes by ``[..., v]``.
     gradients
         The gradient table of the V volumes.
     mask_xyz
@@ -91,6 +92,9 @@ def denoise(
         Called with step, number of steps and held-out loss.
     overwrite
         Put the result into ``dwi_xyzv`` (float32) instead of a copy: saves the memory of a run.
+    scratch_dir
+        Keep the values of all voxels in files of this folder instead of in memory: a run may then be larger than the
+        memory. The result is the same to the bit.
 
     Returns
     -------
@@ -110,7 +114,16 @@ def denoise(
     place = choose_device(device)
     try:
         return _denoise(
-            dwi_xyzv, gradients, mask_xyz, options, sigma_xyz, place, checkpoint_dir, progress, overwrite
+            dwi_xyzv,
+            gradients,
+            mask_xyz,
+            options,
+            sigma_xyz,
+            place,
+            checkpoint_dir,
+            progress,
+            overwrite,
+            Storage(scratch_dir),
         )
     except torch.cuda.OutOfMemoryError as error:
         raise TryAgainError(
@@ -126,13 +139,14 @@ class _Stopwatch:
     last: float = field(default_factory=time.perf_counter)
 
     def lap(self, stage: str) -> None:
+        give_back_memory()
         now = time.perf_counter()
         self.seconds[stage] = round(now - self.last, 3)
         self.last = now
 
 
-def _check_shapes(dwi_xyzv: NDArray[Any], gradients: Gradients, mask_xyz: NDArray[np.bool_]) -> None:
-    if dwi_xyzv.ndim != 4 or dwi_xyzv.shape[3] != gradients.n_volumes:
+def _check_shapes(dwi_xyzv: Series, gradients: Gradients, mask_xyz: NDArray[np.bool_]) -> None:
+    if len(dwi_xyzv.shape) != 4 or dwi_xyzv.shape[3] != gradients.n_volumes:
         raise BadDataError(
             f"expected data of shape (X, Y, Z, {gradients.n_volumes}), found {tuple(dwi_xyzv.shape)}"
         )
@@ -144,7 +158,7 @@ def _check_shapes(dwi_xyzv: NDArray[Any], gradients: Gradients, mask_xyz: NDArra
 
 
 def _denoise(
-    dwi_xyzv: NDArray[np.floating],
+    dwi_xyzv: Series,
     gradients: Gradients,
     mask_xyz: NDArray[np.bool_],
     options: DenoiseOptions,
@@ -153,30 +167,43 @@ def _denoise(
     checkpoint_dir: Path | None,
     progress: Progress | None,
     overwrite: bool,
+    storage: Storage,
 ) -> Denoised:
     watch = _Stopwatch()
     warnings: list[str] = []
     box = bounding_box(mask_xyz)
     mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
-    sigma_xyz = _noise_level(dwi_xyzv, mask_xyz, given_sigma_xyz, warnings)
+    signal_vn = signals_of(dwi_xyzv, mask_xyz, storage)
+    sigma_xyz = _noise_level(signal_vn, mask_xyz, given_sigma_xyz, warnings)
     watch.lap("noise")
 
-    snr = to_snr_units(dwi_xyzv[box], sigma_xyz[box], mask)
+    sigma_n = sigma_xyz[mask_xyz]
+    snr_vn = to_snr_units(signal_vn, sigma_n, storage)
+    del signal_vn
     roles = _roles(gradients, options)
-    contrasts_vk = None if "second-look" in options.leave_out else angular_contrasts(gradients)
-    pca_vn = overcomplete_local_pca(snr, mask, contrasts_vk, device=device) if options.blend else None
-    watch.lap("local_pca")
-    base = blind_local_pca(snr, mask, block=options.block, device=device)
+    base = blind_local_pca(
+        snr_vn, mask, block=options.block, device=device, out_vn=storage.tensor(snr_vn.shape)
+    )
     watch.lap("blind")
 
-    mask = mask.to(device)
     context = build_context(
-        snr.to(device), base.base_vxyz.to(device), gradients, roles.targets, leave_out=options.leave_out
+        snr_vn.to(device),
+        base.base_vn.to(device),
+        mask.to(device),
+        gradients,
+        roles.targets,
+        leave_out=options.leave_out,
     )
     model = make_model(options).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     precision = choose_precision(device, options.mixed_precision)
     training = train(
-        model, context, mask, options, precision, checkpoint_dir=checkpoint_dir, progress=progress
+        model,
+        context,
+        context.voxels.mask_xyz,
+        options,
+        precision,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress,
     )
     if training.stop_reason == "diverged":
         warnings.append(
@@ -187,27 +214,39 @@ def _denoise(
     reconstruction = Reconstruction(
         context,
         base,
-        pca_vn,
         model,
-        mask,
         precision,
+        options.blend,
         floor_stays=options.bias_correction == "none",
         pca_share=0.0 if "local-pca" in options.leave_out else PCA_SHARE,
     )
-    if overwrite:
-        result_xyzv = np.asarray(dwi_xyzv, dtype=np.float32)
-    else:
-        result_xyzv = np.array(dwi_xyzv, dtype=np.float32, order="F")
-    sigma_n, inside = sigma_xyz[mask_xyz], mask_xyz
-    for volume, values_n in _all_volumes(reconstruction, roles):
-        signal_n = values_n.cpu().numpy() * sigma_n
-        result_xyzv[..., volume][inside] = signal_n
-    if options.bias_correction == "rician":
-        for volume in range(gradients.n_volumes):
-            result_xyzv[inside, volume] = correct_rician_bias(result_xyzv[inside, volume], sigma_n)
+    reconstruction.predict()
+    watch.lap("prediction")
+    # last, because the training and the network need memory of their own
+    pca_vn = snr_vn
+    if options.blend:
+        contrasts_vk = None if "second-look" in options.leave_out else angular_contrasts(gradients)
+        pca_vn = overcomplete_local_pca(
+            snr_vn, mask, contrasts_vk, device=device, out_vn=storage.tensor(snr_vn.shape)
+        )
+    watch.lap("local_pca")
+    in_place = overwrite and getattr(dwi_xyzv, "dtype", np.float32) == np.float32
+    result_xyzv = dwi_xyzv if in_place else np.empty(dwi_xyzv.shape, np.float32, order="F")
+    for volume in range(gradients.n_volumes):
+        image_xyz = np.array(dwi_xyzv[..., volume], dtype=np.float32)
+        signal_n = image_xyz[mask_xyz]
+        if volume not in roles.passed:
+            values_n = pca_vn[volume].float()
+            if volume not in roles.pca_only:
+                values_n = reconstruction.values(volume, values_n)
+            signal_n = values_n.cpu().numpy() * sigma_n
+        if options.bias_correction == "rician":
+            signal_n = correct_rician_bias(signal_n, sigma_n)
+        image_xyz[mask_xyz] = signal_n
+        result_xyzv[..., volume] = image_xyz
     uncertainty_xyz = np.zeros_like(sigma_xyz)
     uncertainty_xyz[box] = reconstruction.uncertainty().cpu().numpy() * sigma_xyz[box]
-    watch.lap("prediction")
+    watch.lap("blending")
 
     info = {
         "device": str(device),
@@ -257,27 +296,18 @@ def _roles(gradients: Gradients, options: DenoiseOptions) -> _Roles:
     return _Roles(dwi, b0, []) if options.blend else _Roles(dwi, [], b0)
 
 
-def _all_volumes(reconstruction: Reconstruction, roles: _Roles) -> Iterator[tuple[int, Tensor]]:
-    """Every denoised volume and its values in SNR units."""
-    yield from reconstruction.volumes()
-    if reconstruction.pca_vn is not None:
-        for volume in roles.pca_only:
-            yield volume, reconstruction.pca_vn[volume].float()
-
-
 def _noise_level(
-    dwi_xyzv: NDArray[np.floating],
+    signal_vn: NDArray[np.float32],
     mask_xyz: NDArray[np.bool_],
     given_sigma_xyz: NDArray[np.floating] | None,
     warnings: list[str],
 ) -> NDArray[np.float32]:
     """The noise map that was given, or an estimate; kept from zero where the data have next to no noise."""
     if given_sigma_xyz is None:
-        sigma_xyz = estimate_noise_level(dwi_xyzv, mask_xyz)
+        sigma_xyz = noise_of_signals(signal_vn, mask_xyz)
     else:
         sigma_xyz = check_noise_map(given_sigma_xyz, mask_xyz)
-    largest = max(float(np.max(dwi_xyzv[..., v][mask_xyz])) for v in range(dwi_xyzv.shape[3]))
-    floor = largest / LARGEST_SNR
+    floor = float(signal_vn.max()) / LARGEST_SNR
     if not np.isfinite(floor) or floor <= 0:
         raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
     if np.any(sigma_xyz[mask_xyz] < floor):
@@ -287,13 +317,15 @@ def _noise_level(
     return np.maximum(sigma_xyz, np.float32(floor))
 
 
-def to_snr_units(dwi_xyzv: NDArray[np.floating], sigma_xyz: NDArray[np.float32], mask_xyz: Tensor) -> Tensor:
-    """(V, X, Y, Z) float16 data in units of the noise, zero outside the mask."""
-    scale = torch.from_numpy(1.0 / sigma_xyz) * mask_xyz
-    snr = torch.empty((dwi_xyzv.shape[3], *dwi_xyzv.shape[:3]), dtype=torch.float16)
-    for volume in range(dwi_xyzv.shape[3]):
-        snr[volume] = torch.from_numpy(np.ascontiguousarray(dwi_xyzv[..., volume], dtype=np.float32)) * scale
-    return snr
+def to_snr_units(
+    signal_vn: NDArray[np.float32], sigma_n: NDArray[np.float32], storage: Storage | None = None
+) -> Tensor:
+    """(V, N) float16 data in units of the noise."""
+    snr_vn = (storage or Storage()).tensor(signal_vn.shape)
+    scale_n = torch.from_numpy(1.0 / sigma_n)
+    for volume, signal_n in enumerate(signal_vn):
+        snr_vn[volume] = torch.from_numpy(signal_n) * scale_n
+    return snr_vn
 
 
 def make_model(options: DenoiseOptions) -> nn.Module:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients
-from .windows import bulk_edge, cut_windows, eigh, window_moments
+from .windows import bulk_edge, cut_windows, eigh, slabs, window_moments
 
 SMALLEST_EDGE = 5
-WINDOWS_AT_ONCE = 256
+VALUES_AT_ONCE = 1_000_000
 # share of the edge of the noise from which angular contrast is kept; chosen on real pieces and phantoms, see
 # docs/research-log.md
 ANGULAR_THRESHOLD = 0.8
@@ -73,47 +73,61 @@ def angular_contrasts(gradients: Gradients) -> Tensor:
 
 
 def overcomplete_local_pca(
-    snr_vxyz: Tensor,
+    snr_vn: Tensor,
     mask_xyz: Tensor,
     contrasts_vk: Tensor | None = None,
     *,
     device: str | torch.device = "cpu",
+    out_vn: Tensor | None = None,
 ) -> Tensor:
     """Denoise all volumes together by local PCA with known noise.
 
     Parameters
     ----------
-    snr_vxyz
-        (V, X, Y, Z) data in units of the noise standard deviation.
+    snr_vn
+        (V, N) data of the voxels of the mask, in units of the noise standard deviation.
     mask_xyz
-        (X, Y, Z) bool; only voxels inside are used and estimated.
+        (X, Y, Z) bool with N voxels.
     contrasts_vk
         (V, K) from :func:`angular_contrasts`, for the second look; none without it.
     device
         Where the eigendecompositions run.
+    out_vn
+        (V, N) float16 tensor for the result, made if not given.
 
     Returns
     -------
     Tensor
         (V, N) float16 estimates of the voxels of the mask, in the order of ``mask_xyz.nonzero()``.
     """
-    n_volumes = snr_vxyz.shape[0]
+    n_volumes = snr_vn.shape[0]
     edge = window_edge(n_volumes)
-    data_nv = torch.stack([volume[mask_xyz] for volume in snr_vxyz], dim=1).to(device)
-    total_nv = torch.zeros(data_nv.shape, device=device)
-    weight_n = torch.zeros(len(data_nv), device=device)
+    result_vn = torch.empty(snr_vn.shape, dtype=torch.float16) if out_vn is None else out_vn
     contrasts_vk = torch.zeros(n_volumes, 0) if contrasts_vk is None else contrasts_vk
     contrasts_vk = contrasts_vk.to(device)
-    windows_ws = cut_windows(mask_xyz, edge, edge // 2)
-    for index_ws in windows_ws.to(device).split(WINDOWS_AT_ONCE):
+    first = 0
+    total_nv, weight_n = torch.zeros((0, n_volumes), device=device), torch.zeros(0, device=device)
+    for new_first, rows_nv, index_ws in slabs(snr_vn, cut_windows(mask_xyz, edge, edge // 2), VALUES_AT_ONCE):
+        done = min(new_first - first, len(weight_n))
+        result_vn[:, first : first + done] = _mean(total_nv[:done], weight_n[:done])
+        fresh = len(rows_nv) - (len(weight_n) - done)
+        total_nv = torch.cat([total_nv[done:], total_nv.new_zeros((fresh, n_volumes))])
+        weight_n = torch.cat([weight_n[done:], weight_n.new_zeros(fresh)])
+        first = new_first
+        rows_nv, index_ws = rows_nv.to(device), index_ws.to(device)
         inside_ws = index_ws >= 0
-        estimate_wsv, rank_w = _project(data_nv, index_ws, contrasts_vk)
+        estimate_wsv, rank_w = _project(rows_nv, index_ws, contrasts_vk)
         # simple windows are the better witnesses (Manjon 2013, eq. 6)
         weight_w = 1.0 / (1.0 + rank_w)
         index = index_ws[inside_ws]
         total_nv.index_add_(0, index, (estimate_wsv * weight_w[:, None, None])[inside_ws])
         weight_n.index_add_(0, index, weight_w[:, None].expand_as(index_ws)[inside_ws])
-    return (total_nv.div_(weight_n[:, None])).half().T.contiguous().cpu()
+    result_vn[:, first:] = _mean(total_nv, weight_n)
+    return result_vn
+
+
+def _mean(total_nv: Tensor, weight_n: Tensor) -> Tensor:
+    return (total_nv / weight_n[:, None]).half().T.cpu()
 
 
 def _project(data_nv: Tensor, index_ws: Tensor, contrasts_vk: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,15 +152,13 @@ class MultiScaleDetailNet(nn.Module):
         check_inputs(inputs, self.input_channels)
         modulations = self._modulations(inputs, volume_indices)
         x, y, z = inputs.shape[2:]
-        even = inputs
-        if x % 2 or y % 2 or z % 2:
-            even = functional.pad(inputs, (0, z % 2, 0, y % 2, 0, x % 2), mode="replicate")
-        correction = self._correct(against_base(even), modulations)[:, :, :x, :y, :z]
+        correction = self._correct(_even_size(against_base(inputs)), modulations)[:, :, :x, :y, :z]
         return inputs[:, : self.output_channels] + correction if self.residual else correction
 
     def _correct(self, inputs: Tensor, modulations: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The correction, for inputs of even size."""
         fine = activate(self.stem(inputs))
+        del inputs  # large, and no longer needed
         average = self.block_average(fine)
         coarse = self._coarse(average, modulations) if self.looks_coarsely else average.new_zeros(())
         if not self.skips:
@@ -188,6 +186,14 @@ class MultiScaleDetailNet(nn.Module):
             found = "none" if volume_indices is None else str(tuple(volume_indices.shape))
             raise ValueError(f"expected volume_indices of shape {shape}, found {found}")
         return self.modulation(volume_indices.flatten(1))
+
+
+def _even_size(image_bcxyz: Tensor) -> Tensor:
+    """The same with the last plane of each odd axis once more."""
+    x, y, z = image_bcxyz.shape[2:]
+    if not (x % 2 or y % 2 or z % 2):
+        return image_bcxyz
+    return functional.pad(image_bcxyz, (0, z % 2, 0, y % 2, 0, x % 2), mode="replicate")
 
 
 class DenoiserNet(nn.Module):

@@ -16,18 +16,19 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import integrate, ndimage, special
+from scipy import ndimage, special
 from torch import Tensor
 
 from ..errors import BadDataError
-from .windows import cut_windows, debias_eigenvalues, eigvalsh, window_moments
+from .voxels import signals_of
+from .windows import cut_windows, debias_eigenvalues, eigvalsh, slabs, window_moments
 
 Floats = NDArray[np.floating]
 
 # signal-to-noise ratio above which the Rician correction factor is 1 to four digits
 HIGH_SNR = 30.0
 TABLE_SNR = np.arange(0, 601) * 0.05
-WINDOWS_AT_ONCE = 128
+VALUES_AT_ONCE = 1_500_000
 # standard deviation of the smoothing of the noise map, in steps from window to window
 SMOOTHING = 0.5
 
@@ -51,15 +52,18 @@ def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArr
     NDArray
         (X, Y, Z) float32 standard deviation of one (real or imaginary) channel, in signal units, positive everywhere.
     """
-    n_volumes = dwi_xyzv.shape[3]
+    return noise_of_signals(signals_of(dwi_xyzv, mask_xyz), mask_xyz)
+
+
+def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """:func:`estimate_noise_level` from the values (V, N) of the voxels of the mask."""
+    n_volumes = len(signal_vn)
     edge = _window_edge(n_volumes)
     index_ws, centre_w3 = _full_windows(torch.from_numpy(np.ascontiguousarray(mask_xyz)), edge, n_volumes)
-    data_nv = torch.from_numpy(np.ascontiguousarray(dwi_xyzv[mask_xyz], dtype=np.float32))
-    unit = float(data_nv.abs().mean()) or 1.0
-    data_nv /= unit
+    unit = float(np.mean([np.abs(values_n).mean(dtype=np.float64) for values_n in signal_vn])) or 1.0
     variances, moments = [], []
-    for part_ws in index_ws.split(WINDOWS_AT_ONCE):
-        _, mean_wv, cov_wvv, count_w = window_moments(data_nv, part_ws)
+    for _, rows_nv, part_ws in slabs(torch.from_numpy(signal_vn), index_ws, VALUES_AT_ONCE):
+        _, mean_wv, cov_wvv, count_w = window_moments(rows_nv / unit, part_ws)
         # LAPACK finds NaN among numbers next to nothing, which exactly low-rank data leave
         cov_wvv.diagonal(dim1=1, dim2=2).add_(1e-10)
         variances.append(noise_variance(eigvalsh(cov_wvv), count_w))
@@ -81,9 +85,13 @@ def _full_windows(mask_xyz: Tensor, edge: int, n_volumes: int) -> tuple[Tensor, 
     index_ws = cut_windows(mask_xyz, edge, max(2, edge // 2))
     full_w = (index_ws >= 0).sum(dim=1) >= max(2 * n_volumes, edge**3 // 3)
     index_ws = index_ws[full_w] if bool(full_w.any()) else torch.arange(int(mask_xyz.sum()))[None]
-    inside_ws1 = (index_ws >= 0)[:, :, None]
-    places_ws3 = mask_xyz.nonzero()[index_ws.clamp(min=0)] * inside_ws1
-    return index_ws, places_ws3.sum(dim=1) / inside_ws1.sum(dim=1)
+    places_n3 = mask_xyz.nonzero().int()
+    centre_w3 = []
+    for part_ws in index_ws.split(256):
+        inside_ws1 = (part_ws >= 0)[:, :, None]
+        places_ws3 = places_n3[part_ws.clamp(min=0)] * inside_ws1
+        centre_w3.append(places_ws3.sum(dim=1) / inside_ws1.sum(dim=1))
+    return index_ws, torch.cat(centre_w3)
 
 
 def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
@@ -138,7 +146,8 @@ def _median_table() -> tuple[Floats, Floats]:
         low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
         x = low + (high - low) * (1 - np.cos(angle)) / 2
         density = ((high - low) / 2 * np.sin(angle)) ** 2 / (2 * np.pi * ratio * x)
-        medians.append(np.interp(0.5, integrate.cumulative_trapezoid(density, angle, initial=0.0), x))
+        cumulative = np.cumsum(np.diff(angle) * (density[1:] + density[:-1]) / 2.0)
+        medians.append(np.interp(0.5, np.concatenate([[0.0], cumulative]), x))
     return np.concatenate([[0.0], ratios]), np.array(medians)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .context import Box, Context
+from .context import Context
 from .hardware import Precision
+from .voxels import Box
 
 TILE = 96
 
@@ -39,7 +40,7 @@ def predict_volume(
     Tensor
         (X, Y, Z) float32 in SNR units, zero outside the tiles.
     """
-    prediction = torch.zeros(context.snr_vxyz.shape[1:], device=context.device)
+    prediction = torch.zeros(context.voxels.mask_xyz.shape, device=context.device)
     for seen, kept in tiles:
         inputs, coordinates = context.inputs([volume], [seen])
         with (

@@ -33,8 +33,8 @@ class TrainingRun:
         The run as the network sees it.
     mask_xyz
         (X, Y, Z) bool, voxels that count.
-    target_vxyz
-        (V, X, Y, Z) what the network is to predict, in SNR units: the expected magnitudes of a simulated run, or the
+    target_vn
+        (V, N) what the network is to predict, in SNR units: the expected magnitudes of a simulated run, or the
         measured volumes themselves.
     error
         Mean squared error of the blind base against the expected magnitudes, in noise variances: runs that are hard to
@@ -43,7 +43,7 @@ class TrainingRun:
 
     context: Context
     mask_xyz: Tensor
-    target_vxyz: Tensor
+    target_vn: Tensor
     error: float
 
     @property
@@ -124,7 +124,8 @@ def _batch(
         run = runs[i]
         volumes, boxes = samplers[i].draw(1)
         inputs, coordinates = run.context.inputs(volumes, boxes)
-        target = run.target_vxyz[(volumes[0], *boxes[0])].float()[None, None] * run.context.gain(volumes[0])
+        image = run.context.voxels.cut(boxes[0]).image(run.target_vn[volumes[0]])
+        target = image[None, None] * run.context.gain(volumes[0])
         mask = masks_of(run.mask_xyz, boxes)
         parts.append((_fill(inputs, size), coordinates, _fill(target, size), _fill(mask, size)))
     inputs, coordinates, target, mask = (torch.cat(part) for part in zip(*parts, strict=True))

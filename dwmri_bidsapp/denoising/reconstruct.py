@@ -5,7 +5,6 @@ Axes: ``v`` volume, ``n`` voxel of the mask, ``x y z`` space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +30,13 @@ class Reconstruction:
     Parameters
     ----------
     context, base
-        The run, and its blind base.
-    pca_vn
-        Overcomplete local PCA estimates, see :mod:`.local_pca`; without them the result is the blind prediction.
+        The run, and its blind base, whose volumes are replaced by the network's prediction one by one.
     model
         Trained network in evaluation mode.
-    mask_xyz
-        (X, Y, Z) bool.
     precision
         Number format of the forward pass.
+    blend
+        Whether the measurement, and the local PCA, get a share; otherwise the result is the blind prediction.
     floor_stays
         Whether the result keeps the noise floor of magnitudes, which then counts as an error.
     pca_share
@@ -48,15 +45,14 @@ class Reconstruction:
     Attributes
     ----------
     blends
-        Calibration of each shell, filled while the volumes are rebuilt.
+        Calibration of each shell, filled by :meth:`predict`, which comes first.
     """
 
     context: Context
     base: BlindBase
-    pca_vn: Tensor | None
     model: nn.Module
-    mask_xyz: Tensor
     precision: Precision
+    blend: bool = True
     floor_stays: bool = True
     pca_share: float = PCA_SHARE
 
@@ -64,59 +60,69 @@ class Reconstruction:
         self.blends: dict[int, Blend] = {}
         self._table = rician_variance_table(self.context.device)
         self._bias_table = rician_bias_table(self.context.device)
-        self._variance_n = torch.zeros(int(self.mask_xyz.sum()), device=self.context.device)
+        self._voxels = self.context.voxels
+        self._variance_n = torch.zeros(len(self._voxels), device=self.context.device)
         self._n_dwi = 0
-        self._count = box_mean(self.mask_xyz.float())
+        self._count = box_mean(self._voxels.mask_xyz.float())
 
-    def volumes(self) -> Iterator[tuple[int, Tensor]]:
-        """Every target volume and its denoised values (N,) in SNR units, shell after shell."""
-        tiles = tiles_of(self.mask_xyz, halo=int(self.model.reach))  # type: ignore[arg-type]
+    def predict(self) -> None:
+        """Replace the base of every target by the network's prediction, and calibrate the blending of each shell."""
+        tiles = tiles_of(self._voxels.mask_xyz, halo=int(self.model.reach))  # type: ignore[arg-type]
         targets = self.context.targets
         for shell in torch.unique(self.context.shell[targets]).tolist():
             members = targets[self.context.shell[targets] == shell].tolist()
-            blind = {
-                v: predict_volume(self.model, self.context, v, tiles, self.precision)[self.mask_xyz].half()
-                for v in members
-            }
-            if self.pca_vn is None:
-                yield from ((v, p_n.float()) for v, p_n in blind.items())
-                continue
-            self.blends[shell] = calibrate(self._residuals(v, p_n.float()) for v, p_n in blind.items())
             for v in members:
-                own_n = self._blended(v, blind.pop(v).float(), self.blends[shell])
-                other_n = self.pca_vn[v].to(own_n)
-                yield v, own_n + self.pca_share * (other_n - own_n)
+                # no other target looks at this base
+                prediction = predict_volume(self.model, self.context, v, tiles, self.precision)
+                self.context.base_vn[v] = self._voxels.gather(prediction)
+            if self.blend:
+                self.blends[shell] = calibrate(map(self._residuals, members))
+
+    def values(self, volume: int, pca_n: Tensor) -> Tensor:
+        """Denoised values (N,) of a target volume, in SNR units, from its overcomplete local PCA: :mod:`.local_pca`."""
+        p_n = self.context.base_vn[volume].float()
+        if not self.blend:
+            return p_n
+        own_n = self._blended(volume, p_n, self.blends[int(self.context.shell[volume])])
+        return own_n + self.pca_share * (pca_n.to(own_n) - own_n)
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
-        image = torch.zeros(self.mask_xyz.shape, device=self.context.device)
-        image[self.mask_xyz] = ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt()
-        return image
+        return self._voxels.scatter(ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt())
 
     def _measured(self, volume: int) -> Tensor:
-        return self.context.snr_vxyz[volume][self.mask_xyz].float()
+        return self.context.snr_vn[volume].float()
 
     def _expected(self, volume: int) -> Tensor:
-        error = self.base.expected_error(volume, tuple(self.mask_xyz.shape))  # type: ignore[arg-type]
-        return error.to(self.context.device)
+        shape = tuple(self._voxels.mask_xyz.shape)
+        return self.base.expected_error(volume, shape).to(self.context.device)  # type: ignore[arg-type]
 
-    def _residuals(self, volume: int, p_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _residuals(self, volume: int) -> tuple[Tensor, Tensor, Tensor]:
+        p_n = self.context.base_vn[volume].float()
         square_n = (self._measured(volume) - p_n).square()
-        return square_n, look_up(p_n, self._table), self._expected(volume)[self.mask_xyz]
+        return square_n, look_up(p_n, self._table), self._voxels.gather(self._expected(volume))
 
     def _blended(self, volume: int, p_n: Tensor, blend: Blend) -> Tensor:
         """The prediction moved towards the measurement by what its error allows."""
-        prediction = torch.zeros(self.mask_xyz.shape, device=p_n.device)
-        prediction[self.mask_xyz] = p_n
+        voxels = self._voxels
+        measured_n = self._measured(volume)
+        prediction = voxels.scatter(p_n)
         noise = look_up(prediction, self._table)
-        measured = self.context.snr_vxyz[volume].float()
-        variance = error_variance(
-            measured, prediction, self._expected(volume), noise, self.mask_xyz, self._count, blend
-        )[self.mask_xyz]
-        noise_n = noise[self.mask_xyz]
+        variance = voxels.gather(
+            error_variance(
+                voxels.scatter(measured_n),
+                prediction,
+                self._expected(volume),
+                noise,
+                voxels.mask_xyz,
+                self._count,
+                blend,
+            )
+        )
+        noise_n = voxels.gather(noise)
         if self.context.shell[volume] > 0:
             self._variance_n += variance * noise_n / (variance + noise_n)
             if self.floor_stays:
                 self._variance_n += look_up(p_n, self._bias_table).square()
             self._n_dwi += 1
-        return p_n + variance / (variance + noise_n) * (self._measured(volume) - p_n)
+        return p_n + variance / (variance + noise_n) * (measured_n - p_n)

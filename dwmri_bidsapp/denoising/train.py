@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 from ..options import DenoiseOptions
 from ..stopping import stop_if_asked
-from .context import Box, Context
+from .context import Context
 from .hardware import Precision
 from .losses import make_loss
+from .optimizer import AdamW
+from .voxels import Box
 
 WARM_UP = 0.1
 CLIP_NORM = 1.0
@@ -215,6 +216,7 @@ class _State:
         watcher = PatchSampler(context, self.heldout_mask, options.patch_size, self.generator)
         self.watched = watcher.draw(HELDOUT_PATCHES)
         self.criterion = make_loss(options.loss, options.alpha, options.beta)
+        self.optimizer = AdamW(model.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision.scales_loss)
         self.plateau_factor = 1.0
         self.record = Training()
@@ -222,13 +224,6 @@ class _State:
         self.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.path = None if checkpoint_dir is None else checkpoint_dir / "checkpoint.pt"
         self.log = _open_log(checkpoint_dir)
-
-    @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Made when first needed: PyTorch takes a second to import its optimizers, and no steps need none."""
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=self.options.learning_rate, weight_decay=WEIGHT_DECAY
-        )
 
     def _forward(self, volumes: list[int], boxes: list[Box]) -> tuple[Tensor, Tensor]:
         """Prediction and target of some samples."""
@@ -248,7 +243,7 @@ class _State:
         rate = self.options.learning_rate * self._factor()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total = 0.0
         for _ in range(self.options.accumulation_steps):
             volumes, boxes = self.sampler.draw(self.options.batch_size)
@@ -256,10 +251,10 @@ class _State:
             loss = self.criterion(prediction, target, masks_of(self.training_mask, boxes))
             self.scaler.scale(loss / self.options.accumulation_steps).backward()
             total += float(loss.detach()) / self.options.accumulation_steps
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if math.isfinite(total):
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self.optimizer)  # type: ignore[arg-type]
         self.scaler.update()
         return total
 
@@ -359,11 +354,10 @@ class _State:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Options, and a sample of the data, that a checkpoint belongs to."""
-        snr = self.context.snr_vxyz
-        sample = snr[:, ::4, ::4, ::4].double()
+        sample = self.context.snr_vn[:, ::64].double()
         return {
             "options": asdict(self.options),
-            "shape": list(snr.shape),
+            "shape": [len(sample), *self.context.voxels.mask_xyz.shape],
             "data": [float(sample.sum()), float(sample.square().sum())],
         }
 

@@ -5,7 +5,7 @@ Axes: ``x y z`` space, ``w`` window, ``s`` voxel (sample) of a window, ``v`` vol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -35,21 +35,59 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
         (W, edge³) index of each voxel among those of the mask, in the order of ``mask_xyz.nonzero()``; -1 outside the
         mask. No window is empty, every voxel of the mask lies in one, and slivers that only repeat others are left out.
     """
-    index = torch.full(mask_xyz.shape, -1, dtype=torch.int64)
-    index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()))
+    index = torch.full(mask_xyz.shape, -1, dtype=torch.int32)
+    index[mask_xyz.cpu()] = torch.arange(int(mask_xyz.sum()), dtype=torch.int32)
     pad: list[int] = []
     for n in reversed(mask_xyz.shape):
         pad += [step, edge + step - n % step]
-    windows = F.pad(index, pad, value=-1)
-    for axis in range(3):
-        windows = windows.unfold(axis, edge, step)
-    windows = windows.reshape(-1, edge**3)
-    count_w = (windows >= 0).sum(dim=1)
-    full_w = count_w >= LEAST_SHARE * edge**3
+    padded = F.pad(index, pad, value=-1)
+
+    def layers() -> Iterator[Tensor]:
+        """The windows of one x after the other: most are empty, and all of them together large."""
+        for layer in padded.unfold(0, edge, step):
+            yield layer.unfold(0, edge, step).unfold(1, edge, step).reshape(-1, edge**3)
+
     alone = torch.ones(int(mask_xyz.sum()) + 1, dtype=torch.bool)
-    alone[windows[full_w].flatten()] = False
+    full_lw = []
+    for windows in layers():
+        full_lw.append((windows >= 0).sum(dim=1) >= LEAST_SHARE * edge**3)
+        alone[windows[full_lw[-1]].flatten()] = False
     alone[-1] = False  # where the index -1 points
-    return windows[full_w | alone[windows].any(dim=1)]
+    return torch.cat([w[full_w | alone[w].any(dim=1)] for w, full_w in zip(layers(), full_lw, strict=True)])
+
+
+def slabs(values_vn: Tensor, windows_ws: Tensor, values_at_once: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Some windows after the other, with the voxels that they hold: a small part of a run at a time.
+
+    Parameters
+    ----------
+    values_vn
+        (V, N) values of the mask's voxels, in whatever memory.
+    windows_ws
+        (W, S) from :func:`cut_windows`.
+    values_at_once
+        About how many values all the windows of one part hold.
+
+    Yields
+    ------
+    first : int
+        Voxels before this one are in no later window.
+    rows_nv : Tensor
+        (N', V) values of the voxels from ``first`` on that have come up so far.
+    part_ws : Tensor
+        (W', S) windows with indices into ``rows_nv``; -1 outside the mask.
+    """
+    at_once = min(max(8, values_at_once // (len(values_vn) * windows_ws.shape[1])), 256)
+    beyond = values_vn.shape[1]
+    least_w = windows_ws.masked_fill(windows_ws < 0, beyond).amin(dim=1).flip(0).cummin(dim=0).values.flip(0)
+    first = last = 0
+    rows_nv = values_vn.new_empty((0, len(values_vn)))
+    for start in range(0, len(windows_ws), at_once):
+        part_ws = windows_ws[start : start + at_once]
+        new_first, new_last = int(least_w[start]), max(last, int(part_ws.max()) + 1)
+        rows_nv = torch.cat([rows_nv[new_first - first :], values_vn[:, max(last, new_first) : new_last].T])
+        first, last = new_first, new_last
+        yield first, rows_nv, torch.where(part_ws >= 0, part_ws.long() - first, -1)
 
 
 def window_moments(data_nv: Tensor, index_ws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

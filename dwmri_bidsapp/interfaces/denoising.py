@@ -16,7 +16,8 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpec, isdefined, traits
 
 from ..options import DenoiseOptions
-from ..preparation import load_noise_map, open_series, read_gradients, read_series
+from ..preparation import load_noise_map, open_series, read_gradients
+from ..series import copy_series
 from ..stopping import signals_wait_for_checkpoint
 from .base import RunInterface, save_image, write_json, write_tsv
 
@@ -36,6 +37,7 @@ class _DenoiseRunInputSpec(BaseInterfaceInputSpec):
     gpu_ids = traits.List(traits.Int, nohash=True, desc="CUDA devices that may be taken")
     lock_dir = Str(nohash=True, desc="folder of the locks that say which CUDA device is taken")
     checkpoint_dir = Str(nohash=True, desc="folder where an interrupted training is continued from")
+    low_mem = traits.Bool(False, usedefault=True, nohash=True, desc="keep the values of the run in files")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
 
 
@@ -64,8 +66,10 @@ class DenoiseRun(RunInterface):
         mask_xyz = np.asanyarray(nb.load(inputs.mask_file).dataobj) > 0
         sigma_xyz = load_noise_map(Path(inputs.noise_map), image) if isdefined(inputs.noise_map) else None
         with self._device() as device, progress_bar() as progress, signals_wait_for_checkpoint():
+            # Not compressed: the sink compresses once, and the next nodes read it volume by volume.
+            denoised_file = folder / "denoised.nii"
             denoised = denoise(
-                read_series(image, Path(inputs.dwi_file)),
+                copy_series(image, Path(inputs.dwi_file), denoised_file, inputs.output_dtype),
                 read_gradients(Path(inputs.gradients_file)),
                 mask_xyz,
                 DenoiseOptions(**inputs.options),
@@ -74,9 +78,8 @@ class DenoiseRun(RunInterface):
                 checkpoint_dir=self._checkpoint_dir(),
                 progress=progress,
                 overwrite=True,
+                scratch_dir=folder if inputs.low_mem else None,
             )
-        # Not compressed: the sink compresses once, and the next nodes read it volume by volume.
-        denoised_file = save_image(denoised.dwi_xyzv, image, folder / "denoised.nii", inputs.output_dtype)
         return {
             "denoised_file": str(denoised_file),
             "sigma_file": str(save_image(denoised.sigma_xyz, image, folder / "sigma.nii")),

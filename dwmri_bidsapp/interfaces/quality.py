@@ -21,6 +21,7 @@ class _MeasureQualityInputSpec(BaseInterfaceInputSpec):
     gradients_file = File(exists=True, mandatory=True, desc="checked gradient table (npz)")
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
     motion = traits.Bool(False, usedefault=True, desc="estimate the motion of the head, too")
+    low_mem = traits.Bool(False, usedefault=True, nohash=True, desc="keep the series in files")
 
 
 class _MeasureQualityOutputSpec(TraitedSpec):
@@ -40,7 +41,7 @@ class MeasureQuality(RunInterface):
         from .. import metrics
 
         noisy_xyzv, denoised_xyzv = (
-            read_series(open_series(path), path)
+            read_series(open_series(path), path, folder if self.inputs.low_mem else None)
             for path in (Path(self.inputs.dwi_file), Path(self.inputs.denoised_file))
         )
         gradients = read_gradients(Path(self.inputs.gradients_file))
