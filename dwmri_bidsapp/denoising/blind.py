@@ -105,7 +105,8 @@ def blind_local_pca(
     grid = tuple(-(-n // block) for n in mask_xyz.shape)
     base_vn = torch.empty(snr_vn.shape, dtype=torch.float16) if out_vn is None else out_vn
     precision = torch.ones((n_volumes, *grid))
-    prior = tuple(t.to(device) for t in _whole_brain_moments(snr_vn, mask_xyz, block))
+    prior_mean_cv, prior_cov_cvv = _whole_brain_moments(snr_vn, mask_xyz, block)
+    prior = prior_mean_cv.to(device), prior_cov_cvv.to(device)
     end_x = torch.cat([torch.zeros(1, dtype=torch.long), mask_xyz.sum(dim=(1, 2)).cumsum(dim=0)]).tolist()
     for rows in _strips(grid, n_volumes):
         # with a row of blocks on either side, whose samples count
@@ -136,7 +137,7 @@ def _predict_strip(
     near: slice,
     rows: slice,
     block: int,
-    prior: tuple[Tensor, ...],
+    prior: tuple[Tensor, Tensor],
     precision_vijk: Tensor,
     device: str | torch.device,
 ) -> None:

@@ -39,7 +39,7 @@ class Denoised:
     Parameters
     ----------
     dwi_xyzv
-        (X, Y, Z, V) float32; the input itself outside the mask.
+        (X, Y, Z, V) float32 array, or the series that was overwritten; the input itself outside the mask.
     sigma_xyz
         (X, Y, Z) float32 standard deviation of the noise of one channel, in signal units.
     uncertainty_xyz
@@ -50,7 +50,7 @@ class Denoised:
         What happened, ready for JSON.
     """
 
-    dwi_xyzv: NDArray[np.float32]
+    dwi_xyzv: Any
     sigma_xyz: NDArray[np.float32]
     uncertainty_xyz: NDArray[np.float32]
     history: list[dict[str, float]]

@@ -115,7 +115,9 @@ def signals_of(
 ) -> NDArray[np.float32]:
     """Values (V, N) of the voxels of a mask, float32, read volume by volume."""
     n_volumes = dwi_xyzv.shape[3]
-    signal_vn = (storage or Storage()).tensor((n_volumes, np.count_nonzero(mask_xyz)), torch.float32).numpy()
+    signal_vn = (
+        (storage or Storage()).tensor((n_volumes, int(np.count_nonzero(mask_xyz))), torch.float32).numpy()
+    )
     for volume in range(n_volumes):
         signal_vn[volume] = dwi_xyzv[..., volume][mask_xyz]
     return signal_vn
