@@ -34,9 +34,9 @@ class Given:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a method makes of it: the run, and maps (X, Y, Z) or (X, Y, Z, V) that it may have."""
+    """What a method makes of it: the run, unless it wrote that already, and maps (X, Y, Z) or (X, Y, Z, V)."""
 
-    dwi_xyzv: Array
+    dwi_xyzv: Array | None
     sigma_xyz: Array | None = None
     uncertainty: Array | None = None
 
@@ -75,19 +75,23 @@ def least_squares(given: Given) -> Result:
     return Result(dwi_xyzv)
 
 
-def this_package(given: Given, options: dict[str, Any]) -> Result:
-    """Our own denoiser with some options."""
+def this_package(given: Given, options: dict[str, Any], name: str) -> Result:
+    """Our own denoiser with some options; as in the application, the series stays in its file."""
     import torch
 
     from ..denoising import DenoiseOptions, denoise
     from ..gradients import load_gradients
+    from ..preparation import open_series
+    from ..series import copy_series
 
     torch.set_num_threads(given.threads)
     gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.noisy_xyzv.shape[3])
+    source = given.folder / "noisy.nii"
+    series = copy_series(open_series(source), source, given.folder / f"{name}.nii")
     found = denoise(
-        given.noisy_xyzv, gradients, given.mask_xyz, DenoiseOptions(**options), device="cpu", overwrite=True
+        series, gradients, given.mask_xyz, DenoiseOptions(**options), device="cpu", overwrite=True
     )
-    return Result(found.dwi_xyzv, found.sigma_xyz, found.uncertainty_xyz)
+    return Result(None, found.sigma_xyz, found.uncertainty_xyz)
 
 
 PEERS = {"mppca": mppca, "patch2self": patch2self, "leave-one-out": least_squares}
@@ -101,7 +105,7 @@ def main(arguments: list[str]) -> None:
     # unchanged: nibabel would keep a copy of the run otherwise
     noisy_xyzv = image.get_fdata(dtype=np.float32, caching="unchanged")
     given = Given(noisy_xyzv, mask_xyz, folder, threads)
-    result = PEERS[name](given) if name in PEERS else this_package(given, json.loads(arguments[3]))
+    result = PEERS[name](given) if name in PEERS else this_package(given, json.loads(arguments[3]), name)
     maps = {
         name: result.dwi_xyzv,
         f"{name}_sigma": result.sigma_xyz,
