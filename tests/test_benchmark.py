@@ -473,8 +473,8 @@ def test_variants_are_paired_with_their_reference_case_by_case() -> None:
     """Brains differ by more than methods do: differences are taken within each."""
     common = {"protocol": "b1000", "snr": 20.0, "noise": "rician", "family": "brain", "shape": "6x6x6"}
     common |= {"voxel_size": 2.0, "motion": 0.0, "status": "done", "shell": "dwi", "comparison": "truth"}
-    values = {("multiscale", 1): (30, 0.02), ("multiscale", 2): (20, 0.04)}
-    values |= {("odd", 1): (30.5, 0.03), ("odd", 2): (20.1, 0.02), ("mppca", 1): (9, 0.9)}
+    values = {("multiscale", 1): (30.0, 0.02), ("multiscale", 2): (20.0, 0.04)}
+    values |= {("odd", 1): (30.5, 0.03), ("odd", 2): (20.1, 0.02), ("mppca", 1): (9.0, 0.9)}
     rows = [
         {**common, "seed": seed, "method": name, "psnr": psnr, "fa_error": fa, "seconds": 2.0}
         for (name, seed), (psnr, fa) in values.items()

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import nibabel as nb
 import numpy as np
 import pytest
-from matplotlib import colors
+from matplotlib import colors, patches
 from PIL import Image
 
 from dwmri_bidsapp.errors import InputOutputError
@@ -481,7 +481,7 @@ def test_a_bad_volume_is_marked_in_the_carpet_and_falls_out_of_its_neighbours() 
     moved = np.full(gradients.n_volumes, 0.1)
     moved[[0, 9]] = np.nan, 2.0
     trace = volume_charts.signal_carpet_chart(statistics, gradients, moved).axes[1]
-    heights = [bar.get_height() for bar in trace.patches]
+    heights = [bar.get_height() for bar in trace.patches if isinstance(bar, patches.Rectangle)]
     place = int(np.flatnonzero(np.argsort(gradients.shell, kind="stable") == 9)[0])
     assert heights[place] == 2.0
     assert trace.patches[place].get_facecolor() != trace.patches[place - 1].get_facecolor()
