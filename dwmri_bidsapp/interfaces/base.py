@@ -7,6 +7,7 @@ folder of the node.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import csv
 import dataclasses
@@ -29,7 +30,7 @@ ERROR_FILE = "error.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
-class RunInterface(SimpleInterface):
+class RunInterface(SimpleInterface, abc.ABC):
     """An interface whose work is one method from a folder to its outputs."""
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -38,9 +39,9 @@ class RunInterface(SimpleInterface):
             self._results.update(self._work(folder))
         return runtime
 
+    @abc.abstractmethod
     def _work(self, folder: Path) -> dict[str, Any]:
         """Do the work in ``folder``, and return the outputs by name."""
-        raise NotImplementedError
 
 
 @contextlib.contextmanager
