@@ -268,7 +268,8 @@ def _check_numbers(config: Config, method: DenoiseOptions) -> None:
         ("--nprocs", config.nprocs, 1), ("--omp-nthreads", config.omp_nthreads, 0), ("--mem", config.mem_mb, 1),
         ("--b0-threshold", config.b0_threshold, 0), ("--alpha", method.alpha, 0), ("--beta", method.beta, 0),
         ("--base-filters", method.base_filters, 1), ("--max-steps", method.max_steps, 0),
-        ("--batch-size", method.batch_size, 1), ("--block", method.block, 1), ("--patch-size", method.patch_size, 8),
+        ("--batch-size", method.batch_size, 1), ("--block", method.block_edge(1), 1),
+        ("--patch-size", method.patch_size, 8),
         ("--accumulation-steps", method.accumulation_steps, 1), ("--random-seed", method.random_seed, 0),
     ):  # fmt: skip
         if not value >= least:  # written so that NaN fails too

@@ -11,6 +11,7 @@ from .errors import UsageError
 
 STARTS = ("pretrained", "random")
 STEPS = {"pretrained": 100, "random": 400}
+LEARNING_RATES = {"pretrained": 1e-3, "random": 3e-3}
 NETWORK_PARTS = {
     "attention": "the attention of the network",
     "half-resolution": "its half-resolution path, with the attention",
@@ -28,7 +29,9 @@ PARTS = {
 }
 """Parts of the method that can be left out, to measure what they are worth; first those that weights contain."""
 AUTOMATIC = -1
-"""What is done where the options leave it open: weights that know the task need few steps."""
+"""What is done where the options leave it open: weights that know the task need few and small steps."""
+MANY_VOLUMES = 60
+"""From here on blocks of 2 voxels cost more time than they are worth: the decomposition of each takes (volumes)³."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,13 @@ class DenoiseOptions:
     batch_size
         Patches of one forward pass.
     block
-        Edge, in voxels, of the blocks that the blind local PCA predicts together.
+        Edge, in voxels, of the blocks that the blind local PCA predicts together. -1: 2, and 3 from 60 volumes on.
     patch_size
         Edge of a training patch, in voxels.
     accumulation_steps
         Forward passes of one optimiser step.
     learning_rate
-        Peak learning rate of AdamW.
+        Peak learning rate of AdamW. -1: 0.001 from weights, 0.003 from nothing.
     schedule
         ``"one-cycle"`` (warm-up, then cosine decay) or ``"plateau"`` (warm-up, then halved
         when the held-out loss stops falling).
@@ -90,10 +93,10 @@ class DenoiseOptions:
     init: str = "pretrained"
     max_steps: int = AUTOMATIC
     batch_size: int = 8
-    block: int = 3
+    block: int = AUTOMATIC
     patch_size: int = 24
     accumulation_steps: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = AUTOMATIC
     schedule: Literal["one-cycle", "plateau"] = "one-cycle"
     mixed_precision: bool = True
     b0_denoising: bool = True
@@ -106,6 +109,8 @@ class DenoiseOptions:
         start = "random" if self.init == "random" else "pretrained"
         if self.max_steps == AUTOMATIC:
             object.__setattr__(self, "max_steps", STEPS[start])
+        if self.learning_rate == AUTOMATIC:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[start])
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         unknown = set(self.leave_out) - set(PARTS)
         if unknown or {"half-resolution", "skip"} <= set(self.leave_out):
@@ -118,10 +123,18 @@ class DenoiseOptions:
                 "use --init random",
             )
 
+    def block_edge(self, n_volumes: int) -> int:
+        """Edge of the blocks for a run of so many volumes."""
+        if self.block != AUTOMATIC:
+            return self.block
+        return 2 if n_volumes < MANY_VOLUMES else 3
+
     def from_nothing(self, **changes: Any) -> DenoiseOptions:
-        """The same options with random weights and ``changes``; steps that were left open are again."""
-        if self.init != "random" and self.max_steps == STEPS["pretrained"]:
-            changes.setdefault("max_steps", AUTOMATIC)
+        """The same options with random weights and ``changes``; steps and their size that were left open are again."""
+        if self.init != "random":
+            for name, values in (("max_steps", STEPS), ("learning_rate", LEARNING_RATES)):
+                if getattr(self, name) == values["pretrained"]:
+                    changes.setdefault(name, AUTOMATIC)
         return dataclasses.replace(self, init="random", **changes)
 
 

@@ -24,7 +24,7 @@ from .denoising.pretrain import Report, TrainingRun, pretrain
 from .denoising.voxels import signals_of
 from .errors import BadDataError, InputOutputError, UsageError
 from .gradients import Gradients
-from .options import DenoiseOptions
+from .options import AUTOMATIC, DenoiseOptions
 from .simulation import add_noise, b0_signal, draw_sigma_map, make_protocol, simulate_phantom
 from .simulation.motion import move_volumes
 from .simulation.noise import expected_magnitude
@@ -61,12 +61,12 @@ class PretrainingConfig:
     loss: str = "edge-aware"
     alpha: float = 0.5
     beta: float = 0.1
-    block: int = 3
-    n_runs: int = 160
-    steps: int = 10_000
+    block: int = AUTOMATIC
+    n_runs: int = 240
+    steps: int = 20_000
     batch_size: int = 8
     patch_size: int = 24
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     snr: tuple[float, float] = (7.0, 45.0)
     voxel_sizes: tuple[float, ...] = (1.5, 1.8, 2.0, 2.0, 2.5, 2.5, 3.0, 4.0)
     motion_share: float = 0.2
@@ -169,7 +169,8 @@ def _training_run(
     mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
     sigma_n = sigma_xyz[mask_xyz]
     snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_n)
-    base = blind_local_pca(snr, mask, block=block).base_vn
+    edge = DenoiseOptions(block=block).block_edge(gradients.n_volumes)
+    base = blind_local_pca(snr, mask, block=edge).base_vn
     volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
     context = build_context(snr, base, mask, gradients, volumes.tolist())
     target = snr if expected_xyzv is None else to_snr_units(signals_of(expected_xyzv, mask_xyz), sigma_n)

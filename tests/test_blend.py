@@ -12,7 +12,7 @@ from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
 from dwmri_bidsapp.denoising.model import DenoiserNet
 from dwmri_bidsapp.denoising.noise import rician_variance_factor, rician_variance_table
-from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, PCA_SHARE, Reconstruction
+from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, LEAST_PCA_SHARE, Reconstruction
 from dwmri_bidsapp.simulation import make_protocol
 
 SHAPE = (16, 15, 14)
@@ -35,12 +35,12 @@ def reconstruct(
     context = build_context(
         snr.flatten(1), base.base_vn, MASK, gradients, np.flatnonzero(gradients.dwi).tolist()
     )
-    # an overcomplete PCA of zero, and its share undone: the blend alone is judged
+    # without the overcomplete PCA: the blend alone is judged
     untrained = DenoiserNet(9, 1, 4).eval()
     nothing = torch.zeros(int(MASK.sum()))
-    run = Reconstruction(context, base, untrained, Precision(None))
+    run = Reconstruction(context, base, untrained, Precision(None), local_pca=False)
     run.predict()
-    blended = {v: (run.values(v, nothing) / (1 - PCA_SHARE)).reshape(SHAPE) for v in context.targets.tolist()}
+    blended = {v: run.values(v, nothing).reshape(SHAPE) for v in context.targets.tolist()}
     found = torch.stack([blended[v] for v in sorted(blended)])
     measured = torch.stack([snr[v].float() for v in sorted(blended)])
     return (measured - SIGNAL).square(), (found - SIGNAL).square(), run
@@ -127,6 +127,23 @@ def test_uncertainty_is_the_error_of_the_blend() -> None:
         ERROR_FACTOR**2 * float(blended.mean()), rel=0.15
     )
     assert run.blends.keys() == {1}
+
+
+def test_local_pca_gets_more_where_the_prediction_is_worse() -> None:
+    """Its share grows with the error that the blend leaves, and the result is the mean with that share."""
+    shares = []
+    for size in (0.0, 0.5, 1.0, 3.0):
+        error = size * torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
+        _, _, alone = reconstruct(error, expected=1.0)
+        both = Reconstruction(alone.context, alone.base, alone.model, Precision(None))
+        both.blends = alone.blends
+        v = int(alone.context.targets[0])
+        own = alone.values(v, torch.zeros(int(MASK.sum())))
+        found = both.values(v, own + 10.0)
+        shares.append(both.pca_shares[v])
+        torch.testing.assert_close(found - own, torch.full_like(own, 10.0 * shares[-1]), atol=1e-4, rtol=0)
+    assert shares[0] == pytest.approx(LEAST_PCA_SHARE, abs=0.03)
+    assert np.all(np.diff(shares) > 0.05) and shares[-1] <= 1.0
 
 
 def test_without_the_pca_the_result_is_the_blind_prediction() -> None:

@@ -120,9 +120,9 @@ def test_help_names_the_defaults_of_the_method(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    at_once, from_nothing = (DenoiseOptions(init=init).max_steps for init in ("pretrained", "random"))
-    assert f"(default: {at_once}, or {from_nothing} with --init random)" in text
-    assert f"(default: {DenoiseOptions().learning_rate})" in text
+    start, nothing = (DenoiseOptions(init=init) for init in ("pretrained", "random"))
+    assert f"(default: {start.max_steps}, or {nothing.max_steps} with --init random)" in text
+    assert f"(default: {start.learning_rate:g}, or {nothing.learning_rate:g} with --init random)" in text
 
 
 @pytest.mark.parametrize(

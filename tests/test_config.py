@@ -143,11 +143,13 @@ def test_parts_of_the_file_are_checked(tmp_path: Path) -> None:
         configure("--config-file", str(tmp_path / "c.toml"))
 
 
-def test_weights_need_fewer_steps() -> None:
+def test_weights_need_fewer_and_smaller_steps() -> None:
     start, nothing = DenoiseOptions(), DenoiseOptions(init="random")
-    assert start.max_steps < nothing.max_steps
+    assert start.max_steps < nothing.max_steps and start.learning_rate < nothing.learning_rate
     assert start.from_nothing() == nothing
-    assert DenoiseOptions(max_steps=7).from_nothing().max_steps == 7
+    given = DenoiseOptions(max_steps=7, learning_rate=0.5)
+    assert (given.max_steps, given.learning_rate) == (7, 0.5)
+    assert (given.from_nothing().max_steps, given.from_nothing().learning_rate) == (7, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from dwmri_bidsapp.denoising import Denoised, denoise
 from dwmri_bidsapp.denoising.blind import bounding_box
 from dwmri_bidsapp.denoising.denoise import make_model, to_snr_units
 from dwmri_bidsapp.denoising.local_pca import angular_contrasts, overcomplete_local_pca
-from dwmri_bidsapp.denoising.reconstruct import PCA_SHARE
 from dwmri_bidsapp.denoising.voxels import signals_of
 from dwmri_bidsapp.errors import BadDataError, UsageError
 from dwmri_bidsapp.gradients import Gradients
-from dwmri_bidsapp.options import DenoiseOptions
+from dwmri_bidsapp.options import AUTOMATIC, DenoiseOptions
 from dwmri_bidsapp.simulation import Phantom, add_noise, b0_signal, make_protocol, simulate_phantom
 
 QUICK = DenoiseOptions(
@@ -229,15 +228,40 @@ def test_the_result_is_the_mean_with_the_local_pca(
         found = denoise(
             noisy, phantom.gradients, phantom.mask_xyz, options, sigma_xyz=sigma_xyz, device="cpu"
         )
+        shares.append(found.info["local_pca_share"])
         return found.dwi_xyzv[phantom.mask_xyz] / sigma_xyz[phantom.mask_xyz][:, None]
+
+    shares: list[dict[str, float]] = []
 
     mask = torch.from_numpy(phantom.mask_xyz[bounding_box(phantom.mask_xyz)])
     snr = to_snr_units(signals_of(noisy, phantom.mask_xyz), sigma_xyz[phantom.mask_xyz])
     own = result("local-pca")
     for left_out, contrasts in ((["second-look"], None), ([], angular_contrasts(phantom.gradients))):
         pca = overcomplete_local_pca(snr, mask, contrasts).float().T.numpy()
-        np.testing.assert_allclose(result(*left_out), own + PCA_SHARE * (pca - own), atol=0.05)
+        found = result(*left_out)
+        for shell, share in shares[-1].items():
+            volumes = phantom.gradients.shell_bvals[phantom.gradients.shell] == float(shell)
+            # one share per volume, and their mean over the shell
+            offset, moved = (found - own)[:, volumes], (pca - own)[:, volumes]
+            each = (offset * moved).sum(axis=0) / (moved**2).sum(axis=0)
+            np.testing.assert_allclose(offset, each * moved, atol=0.05)
+            assert each.mean() == pytest.approx(share, abs=0.01) and 0.3 <= share <= 1.0
+    assert shares[0] == {} and len(shares[1]) == len(phantom.gradients.shell_bvals)
     assert np.abs(result() - result("second-look")).mean() > 0.01
+
+
+@pytest.mark.parametrize(("n_dwi", "edge"), [(57, 2), (58, 3)])
+def test_runs_of_few_volumes_have_smaller_blocks(n_dwi: int, edge: int) -> None:
+    phantom = make_phantom((14, 15, 13), n_b0=2, n_dwi=n_dwi)
+    data = noisy_run(phantom, 20)[0]
+
+    def result(block: int) -> NDArray[np.float32]:
+        options = dataclasses.replace(BLIND, block=block)
+        return denoise(data, phantom.gradients, phantom.mask_xyz, options, device="cpu").dwi_xyzv
+
+    open_choice = result(AUTOMATIC)
+    assert np.array_equal(open_choice, result(edge))
+    assert not np.array_equal(open_choice, result(5 - edge))
 
 
 def test_b0_volumes_can_be_left_alone(phantom: Phantom, noisy: NDArray[np.float32]) -> None:

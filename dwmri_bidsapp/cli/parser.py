@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import PACKAGE, Config
-from ..options import AUTOMATIC, PARTS, STEPS, DenoiseOptions
+from ..options import AUTOMATIC, LEARNING_RATES, MANY_VOLUMES, PARTS, STEPS, DenoiseOptions
 
 SUBCOMMANDS = {
     "demo": "simulate a small dataset with known truth in OUT_DIR, and run both levels on it",
@@ -170,10 +170,14 @@ def _add_method_options(group: _Group) -> None:
               help="most steps of training; 0: none at all "
                    f"(default: {STEPS['pretrained']}, or {STEPS['random']} with --init random)")  # fmt: skip
     group.add("--batch-size", type=int, metavar="N", help="patches of one forward pass")
-    group.add("--block", type=int, metavar="N", help="edge of a block of the local PCA, in voxels")
+    group.add("--block", type=int, metavar="N",
+              help="edge of a block of the blind local PCA, in voxels (default: 2, "
+                   f"and 3 from {MANY_VOLUMES} volumes on)")  # fmt: skip
     group.add("--patch-size", type=int, metavar="N", help="edge of a patch, in voxels")
     group.add("--accumulation-steps", type=int, metavar="N", help="forward passes of one step")
-    group.add("--learning-rate", type=float, metavar="RATE", help="highest learning rate")
+    group.add("--learning-rate", type=float, metavar="RATE",
+              help=f"highest learning rate (default: {LEARNING_RATES['pretrained']:g}, "
+                   f"or {LEARNING_RATES['random']:g} with --init random)")  # fmt: skip
     group.add("--schedule", choices=("one-cycle", "plateau"), help="course of the learning rate")
     group.switch("--mixed-precision", help="16-bit arithmetic where the device gains by it")
     group.add("--compare", nargs="+", metavar="METHOD",

@@ -24,7 +24,7 @@ from .hardware import choose_device, choose_precision
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, noise_of_signals
-from .reconstruct import PCA_SHARE, Reconstruction
+from .reconstruct import Reconstruction
 from .train import Progress, Training, train
 from .voxels import Series, Storage, give_back_memory, signals_of
 
@@ -182,7 +182,11 @@ def _denoise(
     del signal_vn
     roles = _roles(gradients, options)
     base = blind_local_pca(
-        snr_vn, mask, block=options.block, device=device, out_vn=storage.tensor(snr_vn.shape)
+        snr_vn,
+        mask,
+        block=options.block_edge(gradients.n_volumes),
+        device=device,
+        out_vn=storage.tensor(snr_vn.shape),
     )
     watch.lap("blind")
 
@@ -218,7 +222,7 @@ def _denoise(
         precision,
         options.blend,
         floor_stays=options.bias_correction == "none",
-        pca_share=0.0 if "local-pca" in options.leave_out else PCA_SHARE,
+        local_pca="local-pca" not in options.leave_out,
     )
     reconstruction.predict()
     watch.lap("prediction")
@@ -256,6 +260,9 @@ def _denoise(
         **_training_summary(training),
         "seconds": watch.seconds,
         "blend": {f"{gradients.shell_bvals[s]:g}": b.scale for s, b in reconstruction.blends.items()},
+        "local_pca_share": {
+            f"{gradients.shell_bvals[s]:g}": share for s, share in reconstruction.shell_shares().items()
+        },
         "local_pca_only_volumes": roles.pca_only,
         "passed_through_volumes": roles.passed,
         "sigma_median": float(np.median(sigma_n)),

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UsageError
 from .context import Context
 from .hardware import Precision
 from .train import CLIP_NORM, WEIGHT_DECAY, PatchSampler, masks_of, one_cycle
 
 LAYOUT = torch.channels_last_3d
+# squared error over the blind base's from which on a training has failed: an untrained network has 1
+DIVERGED = 2.0
 # keeps a run that its blind base predicts perfectly from ruling the loss
 LEAST_ERROR = 0.02
 
@@ -85,6 +88,11 @@ def pretrain(
     report
         Called every ``report_every`` steps with the step and the squared error over that of the blind base, 1 for an
         untrained network.
+
+    Raises
+    ------
+    UsageError
+        The training diverged.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(runs[0].context.device.type, enabled=precision.scales_loss)
@@ -109,8 +117,15 @@ def pretrain(
         inside = weight * mask
         error += float(((prediction.detach() - target) * inside).square().sum())
         base_error += float(((inputs[:, :1] - target) * inside).square().sum())
-        if report is not None and ((step + 1) % report_every == 0 or step + 1 == steps):
-            report(step + 1, error / max(base_error, 1e-12))
+        if (step + 1) % report_every == 0 or step + 1 == steps:
+            ratio = error / max(base_error, 1e-12)
+            if report is not None:
+                report(step + 1, ratio)
+            if not ratio < DIVERGED:  # written so that NaN fails too
+                raise UsageError(
+                    f"the training diverged: at step {step + 1} the squared error is {ratio:.3g} times the base's",
+                    f"lower the learning rate, which is {learning_rate:g}",
+                )
             error = base_error = 0.0
     model.eval()
 

@@ -17,8 +17,10 @@ from .hardware import Precision
 from .noise import rician_bias_table, rician_variance_table
 from .predict import predict_volume, tiles_of
 
-# share of the local PCA's estimate; chosen on real pieces and phantoms, see docs/research-log.md
-PCA_SHARE = 0.35
+# share of the local PCA's estimate where the network makes no error, and what it gains with the network's error; chosen
+# on real runs and phantoms, see docs/research-log.md
+LEAST_PCA_SHARE = 0.3
+PCA_SHARE_PER_ERROR = 1.1
 # between the expected error and the one found on five phantoms, see docs/research-log.md
 ERROR_FACTOR = 1.12
 
@@ -39,13 +41,15 @@ class Reconstruction:
         Whether the measurement, and the local PCA, get a share; otherwise the result is the blind prediction.
     floor_stays
         Whether the result keeps the noise floor of magnitudes, which then counts as an error.
-    pca_share
-        Share of the local PCA's estimate in the result.
+    local_pca
+        Whether the local PCA gets a share.
 
     Attributes
     ----------
     blends
         Calibration of each shell, filled by :meth:`predict`, which comes first.
+    pca_shares
+        Share of the local PCA in each volume, filled by :meth:`values`.
     """
 
     context: Context
@@ -54,10 +58,11 @@ class Reconstruction:
     precision: Precision
     blend: bool = True
     floor_stays: bool = True
-    pca_share: float = PCA_SHARE
+    local_pca: bool = True
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
+        self.pca_shares: dict[int, float] = {}
         self._table = rician_variance_table(self.context.device)
         self._bias_table = rician_bias_table(self.context.device)
         self._voxels = self.context.voxels
@@ -83,12 +88,22 @@ class Reconstruction:
         p_n = self.context.base_vn[volume].float()
         if not self.blend:
             return p_n
-        own_n = self._blended(volume, p_n, self.blends[int(self.context.shell[volume])])
-        return own_n + self.pca_share * (pca_n.to(own_n) - own_n)
+        own_n, error = self._blended(volume, p_n, self.blends[int(self.context.shell[volume])])
+        if not self.local_pca:
+            return own_n
+        share = self.pca_shares[volume] = pca_share(error)
+        return own_n + share * (pca_n.to(own_n) - own_n)
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
         return self._voxels.scatter(ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt())
+
+    def shell_shares(self) -> dict[int, float]:
+        """Mean share of the local PCA in the volumes of each shell."""
+        shells: dict[int, list[float]] = {}
+        for volume, share in sorted(self.pca_shares.items()):
+            shells.setdefault(int(self.context.shell[volume]), []).append(share)
+        return {shell: sum(shares) / len(shares) for shell, shares in shells.items()}
 
     def _measured(self, volume: int) -> Tensor:
         return self.context.snr_vn[volume].float()
@@ -102,8 +117,8 @@ class Reconstruction:
         square_n = (self._measured(volume) - p_n).square()
         return square_n, look_up(p_n, self._table), self._voxels.gather(self._expected(volume))
 
-    def _blended(self, volume: int, p_n: Tensor, blend: Blend) -> Tensor:
-        """The prediction moved towards the measurement by what its error allows."""
+    def _blended(self, volume: int, p_n: Tensor, blend: Blend) -> tuple[Tensor, float]:
+        """The prediction moved towards the measurement by what its error allows, and the mean square error left."""
         voxels = self._voxels
         measured_n = self._measured(volume)
         prediction = voxels.scatter(p_n)
@@ -120,9 +135,19 @@ class Reconstruction:
             )
         )
         noise_n = voxels.gather(noise)
+        error_n = variance * noise_n / (variance + noise_n)
         if self.context.shell[volume] > 0:
-            self._variance_n += variance * noise_n / (variance + noise_n)
+            self._variance_n += error_n
             if self.floor_stays:
                 self._variance_n += look_up(p_n, self._bias_table).square()
             self._n_dwi += 1
-        return p_n + variance / (variance + noise_n) * (measured_n - p_n)
+        return p_n + variance / (variance + noise_n) * (measured_n - p_n), float(error_n.mean())
+
+
+def pca_share(error: float) -> float:
+    """Share of the local PCA in a volume whose blended prediction has a mean square error, in noise variances.
+
+    The errors of the two are alike in part, so even a much better network leaves the PCA a share; with what cannot be
+    predicted from other volumes, such as distortions of one volume, that share grows.
+    """
+    return min(1.0, LEAST_PCA_SHARE + PCA_SHARE_PER_ERROR * error)

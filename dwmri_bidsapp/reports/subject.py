@@ -227,7 +227,7 @@ def _figures(record: RunRecord, anchor: str, room: int) -> list[tuple[str, list[
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     info, preparation = record.info, record.preparation
-    blend = info.get("blend") or {}
+    blend, shares = info.get("blend") or {}, info.get("local_pca_share") or {}
     stages = info.get("seconds")
     spent = stages if isinstance(stages, dict) else {}
     share = info.get("data_loading_share")
@@ -242,6 +242,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
          f"{number(info.get('heldout_loss_start'), 4)} → {number(info.get('heldout_loss_end'), 4)}"),
         ("Waiting for data", "" if share is None else f"{100 * share:.0f}% of the training"),
         ("Measurement given back, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in blend.items())),
+        ("Share of the local PCA, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in shares.items())),
         (
             "Volumes denoised by local PCA alone",
             ", ".join(map(str, info.get("local_pca_only_volumes") or ())) or "none",
