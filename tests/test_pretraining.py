@@ -64,8 +64,8 @@ def test_training_learns_and_is_the_same_to_the_bit(runs: list) -> None:
 def test_a_training_that_diverged_is_not_written(runs: list) -> None:
     """20,000 steps at a rate of 0.006 did so, and ended as weights 764 times worse than none."""
     with pytest.raises(UsageError, match=r"diverged: at step 30 .* times") as caught:
-        train_weights(dataclasses.replace(TINY, steps=30, learning_rate=5.0), runs)
-    assert caught.value.hint == "lower the learning rate, which is 5"
+        train_weights(dataclasses.replace(TINY, steps=30, learning_rate=0.1), runs)
+    assert caught.value.hint == "lower the learning rate, which is 0.1"
 
 
 def test_a_run_of_ones_own_is_its_own_target() -> None:
