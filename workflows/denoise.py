@@ -127,8 +127,8 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     noise = "given" if given_noise_map else "estimated from local eigenvalues [@gavish2014; @koay2006]"
     blend = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
-        "with overcomplete local principal components analysis [@manjon2013]; a single *b*=0 volume, which no other "
-        "volume predicts, was denoised by the latter alone. "
+        "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; a "
+        "single *b*=0 volume, which no other volume predicts, was denoised by the latter alone. "
         if method.blend
         else ""
     )
