@@ -9,6 +9,15 @@ from scipy import ndimage
 SMALLEST_BRAIN_VOXELS = 16
 """An image with fewer voxels along two axes is a crop: there is no background to tell apart."""
 
+BRIGHTEST_TISSUE = 1.5
+"""Multiple of the usual signal of the brain from which on it is fluid."""
+
+USUAL_PERCENTILE = 75
+"""Of the head's signal: usual brain, whether skull, scalp and neck are half of the head or masked away."""
+
+LEAST_BRAIN_OF_MASKED = 0.7
+"""Share of the voxels with signal from which on they are the brain, in an image that is mostly zero."""
+
 PLAUSIBLE_FRACTION = (0.01, 0.95)
 """The share of the field of view that a mask may fill before it is doubted."""
 
@@ -16,8 +25,8 @@ PLAUSIBLE_FRACTION = (0.01, 0.95)
 def brain_mask(mean_b0_xyz: NDArray[np.float32]) -> tuple[NDArray[np.bool_], str, list[str]]:
     """Find the brain in the mean b=0 volume.
 
-    Otsu's threshold after a median filter (DIPY's ``median_otsu``), on the logarithm of the signal:
-    on the signal itself, bright cerebrospinal fluid draws the threshold up, and dark tissue is lost.
+    Otsu's threshold after a median filter (DIPY's ``median_otsu``), on the signal with its brightest part capped:
+    bright cerebrospinal fluid would draw the threshold up, and dark tissue would be lost.
 
     Parameters
     ----------
@@ -40,10 +49,12 @@ def brain_mask(mean_b0_xyz: NDArray[np.float32]) -> tuple[NDArray[np.bool_], str
             "all voxels with signal",
             ["the image is too small for a brain mask: all voxels are used"],
         )
-    if signal_xyz.mean() < 0.5:
-        # Most voxels are exactly zero, so somebody has masked the image before.
-        return ndimage.binary_fill_holes(signal_xyz), "all voxels with signal", []
     mask_xyz = _median_otsu(mean_b0_xyz)
+    if signal_xyz.mean() < 0.5:
+        # Most voxels are exactly zero: the image was masked before, or its air was, by the scanner.
+        filled_xyz = ndimage.binary_fill_holes(signal_xyz)
+        if mask_xyz.sum() > LEAST_BRAIN_OF_MASKED * filled_xyz.sum():
+            return filled_xyz, "all voxels with signal", []
     fraction = float(mask_xyz.mean())
     if PLAUSIBLE_FRACTION[0] <= fraction <= PLAUSIBLE_FRACTION[1]:
         return mask_xyz, "median_otsu", []
@@ -55,13 +66,18 @@ def brain_mask(mean_b0_xyz: NDArray[np.float32]) -> tuple[NDArray[np.bool_], str
 
 def _median_otsu(mean_b0_xyz: NDArray[np.float32]) -> NDArray[np.bool_]:
     from dipy.segment.mask import median_otsu
+    from dipy.segment.threshold import otsu
 
     # Zeros around the scanned volume are not background: lift them to its level.
     floor = np.percentile(mean_b0_xyz[mean_b0_xyz > 0], 5)
-    log_xyz = np.log(np.maximum(mean_b0_xyz, floor))
-    if np.ptp(log_xyz) == 0:
+    lifted_xyz = np.maximum(mean_b0_xyz, floor)
+    if np.ptp(lifted_xyz) == 0:
         return np.ones(mean_b0_xyz.shape, bool)
-    _, mask_xyz = median_otsu(log_xyz, median_radius=2, numpass=1)
+    # On the logarithm fluid weighs no more than tissue, but scalp and marrow stand out of the air as well: a threshold
+    # there finds the head, of which the brain is the bright part.
+    log_xyz = np.log(lifted_xyz)
+    usual = np.percentile(lifted_xyz[log_xyz > otsu(log_xyz)], USUAL_PERCENTILE)
+    _, mask_xyz = median_otsu(np.minimum(lifted_xyz, BRIGHTEST_TISSUE * usual), median_radius=2, numpass=1)
     # Padded, or the opening would remove slabs of one or two slices.
     opened_xyz = ndimage.binary_opening(np.pad(mask_xyz, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
     labels_xyz, n_parts = ndimage.label(opened_xyz)

@@ -272,6 +272,21 @@ def test_a_slab_of_one_slice_keeps_its_brain() -> None:
     assert 0.2 < mask_xyz.mean() < 0.5
 
 
+@pytest.mark.parametrize("air", [1.0, 0.0], ids=["quiet air", "air set to zero by the scanner"])
+def test_scalp_is_no_brain(air: float) -> None:
+    """Raw images of most scanners: air is far darker than skull and scalp, and these are darker than the brain."""
+    rng = np.random.default_rng(6)
+    grid = np.indices((48, 52, 44)) - np.array([23.5, 25.5, 21.5])[:, None, None, None]
+    radius_xyz = np.linalg.norm(grid, axis=0)
+    brain_xyz = radius_xyz < 14
+    signal_xyz = np.select([brain_xyz, radius_xyz < 16, radius_xyz < 18], [1000.0, 60.0, 200.0], 0.0)
+    noise = rng.normal(scale=8, size=(2, *radius_xyz.shape))
+    image_xyz = np.hypot(signal_xyz + noise[0], noise[1]) * np.where(radius_xyz < 18, 1.0, air)
+    mask_xyz, source, _ = brain_mask(image_xyz.astype(np.float32))
+    assert source == "median_otsu"
+    assert 2 * (mask_xyz & brain_xyz).sum() / (mask_xyz.sum() + brain_xyz.sum()) > 0.97
+
+
 def test_bright_fluid_does_not_cost_dark_tissue() -> None:
     rng = np.random.default_rng(5)
     signal_xyz = np.where(_ball(), 300, 0)
