@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from .denoising.blind import blind_local_pca, bounding_box
-from .denoising.context import build_context
+from .denoising.blind import BlindBase, blind_local_pca, bounding_box
+from .denoising.context import Context, build_context
 from .denoising.denoise import make_model, to_snr_units
+from .denoising.fusion import PREFIX, Estimates, make_fusion
 from .denoising.hardware import choose_precision
+from .denoising.local_pca import angular_contrasts, overcomplete_local_pca
 from .denoising.losses import make_loss
 from .denoising.noise import estimate_noise_level
 from .denoising.pretrain import Report, TrainingRun, pretrain
+from .denoising.reconstruct import Reconstruction
 from .denoising.voxels import signals_of
 from .errors import BadDataError, InputOutputError, UsageError
 from .gradients import Gradients
@@ -52,6 +56,11 @@ class PretrainingConfig:
         Share of the runs whose volumes are out of line, and the largest shift in mm (standard deviation).
     sigma_error
         Relative error (standard deviation) of the noise level that a run is scaled by: as an estimate has.
+    fusion_runs, fusion_steps
+        Simulated runs, none of those above, and optimiser steps for the fusion of the estimates. No steps, or no
+        simulated runs, which alone have a clean target: weights without a fusion.
+    fusion_motion_share, fusion_motion_mm
+        Motion of these runs: in raw data the volumes fit each other less well than in those above.
     random_seed
         Seed of everything.
     """
@@ -72,6 +81,10 @@ class PretrainingConfig:
     motion_share: float = 0.2
     motion_mm: float = 0.5
     sigma_error: float = 0.03
+    fusion_runs: int = 120
+    fusion_steps: int = 3000
+    fusion_motion_share: float = 0.6
+    fusion_motion_mm: float = 1.0
     random_seed: int = 0
 
 
@@ -121,7 +134,18 @@ def draw_protocol(rng: np.random.Generator) -> Gradients:
     return make_protocol(int(rng.choice([1, 1, 2, 3, 4, 6, 7])), shells, rng)
 
 
-def draw_run(config: PretrainingConfig, index: int) -> TrainingRun:
+@dataclass(frozen=True, eq=False)
+class _Simulated:
+    """A simulated run, with its mean over all noise."""
+
+    noisy_xyzv: np.ndarray
+    expected_xyzv: np.ndarray
+    sigma_xyz: np.ndarray
+    mask_xyz: np.ndarray
+    gradients: Gradients
+
+
+def _simulate(config: PretrainingConfig, index: int, motion_share: float, most_mm: float) -> _Simulated:
     """Simulate one run; the same index gives the same run."""
     rng = np.random.default_rng([config.random_seed, index])
     gradients = draw_protocol(rng)
@@ -134,8 +158,8 @@ def draw_run(config: PretrainingConfig, index: int) -> TrainingRun:
         family="geometric",
     )
     clean_xyzv, mask_xyz = phantom.clean_xyzv, phantom.mask_xyz
-    if rng.random() < config.motion_share:
-        motion_mm = float(rng.uniform(0, config.motion_mm))
+    if rng.random() < motion_share:
+        motion_mm = float(rng.uniform(0, most_mm))
         clean_xyzv = move_volumes(clean_xyzv, gradients, voxel_mm, motion_mm, rng)
     snr = float(np.exp(rng.uniform(*np.log(config.snr))))
     sigma_xyz = draw_sigma_map(mask_xyz, b0_signal(phantom) / snr, rng, spread=float(rng.uniform(0, 1.2)))
@@ -143,7 +167,16 @@ def draw_run(config: PretrainingConfig, index: int) -> TrainingRun:
     noisy_xyzv, sigma_xyz = add_noise(clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
     expected_xyzv = expected_magnitude(clean_xyzv, sigma_xyz[..., None], kind)
     unit_xyz = sigma_xyz * np.float32(np.exp(rng.normal(0, config.sigma_error)))
-    return _training_run(noisy_xyzv, expected_xyzv, unit_xyz, mask_xyz, gradients, config.block)
+    return _Simulated(noisy_xyzv, expected_xyzv, unit_xyz, mask_xyz, gradients)
+
+
+def draw_run(config: PretrainingConfig, index: int) -> TrainingRun:
+    """Simulate one run for the network; the same index gives the same run."""
+    run = _simulate(config, index, config.motion_share, config.motion_mm)
+    context, base = _predicted(run.noisy_xyzv, run.sigma_xyz, run.mask_xyz, run.gradients, config.block)
+    target = _in_snr_units(run.expected_xyzv, run)
+    error = _error(base.base_vn, target, run.gradients)
+    return TrainingRun(context, context.voxels.mask_xyz, target, error)
 
 
 def measured_run(
@@ -153,50 +186,89 @@ def measured_run(
     sigma_xyz = estimate_noise_level(dwi_xyzv, mask_xyz)
     if not np.all(sigma_xyz[mask_xyz] > 0):
         raise BadDataError("expected noise in the run to learn from, found none", "leave this run out")
-    return _training_run(dwi_xyzv, None, sigma_xyz, mask_xyz, gradients, config.block)
-
-
-def _training_run(
-    noisy_xyzv: np.ndarray,
-    expected_xyzv: np.ndarray | None,
-    sigma_xyz: np.ndarray,
-    mask_xyz: np.ndarray,
-    gradients: Gradients,
-    block: int,
-) -> TrainingRun:
-    """Blind base, context and targets of a run, cut to the box of its mask."""
-    box = bounding_box(mask_xyz)
-    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
-    sigma_n = sigma_xyz[mask_xyz]
-    snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_n)
-    edge = DenoiseOptions(block=block).block_edge(gradients.n_volumes)
-    base = blind_local_pca(snr, mask, block=edge).base_vn
-    volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
-    context = build_context(snr, base, mask, gradients, volumes.tolist())
-    target = snr if expected_xyzv is None else to_snr_units(signals_of(expected_xyzv, mask_xyz), sigma_n)
-    dwi = torch.as_tensor(gradients.dwi)
-    error = float((base[dwi].float() - target[dwi].float()).square().mean())
+    context, base = _predicted(dwi_xyzv, sigma_xyz, mask_xyz, gradients, config.block)
     # the noise of a measured target has variance 1, and is no error of the base
-    return TrainingRun(context, mask, target, max(0.0, error - (expected_xyzv is None)))
+    error = _error(base.base_vn, context.snr_vn, gradients) - 1.0
+    return TrainingRun(context, context.voxels.mask_xyz, context.snr_vn, max(0.0, error))
+
+
+def draw_fusion_run(config: PretrainingConfig, index: int, model: nn.Module) -> TrainingRun:
+    """Simulate one run for the fusion, with the estimates that the trained network leads to."""
+    run = _simulate(config, config.n_runs + index, config.fusion_motion_share, config.fusion_motion_mm)
+    context, base = _predicted(run.noisy_xyzv, run.sigma_xyz, run.mask_xyz, run.gradients, config.block)
+    reconstruction = Reconstruction(context, base, model, choose_precision(context.device, True))
+    reconstruction.predict()
+    pca = overcomplete_local_pca(context.snr_vn, context.voxels.mask_xyz, angular_contrasts(run.gradients))
+    mean = pca.clone()
+    for volume in context.targets.tolist():
+        mean[volume] = reconstruction.values(volume, pca[volume].float())
+    estimates = (mean, context.snr_vn, context.base_vn, pca)
+    seen = Estimates(context.voxels, lambda v: [estimate[v] for estimate in estimates], context.targets)
+    target = _in_snr_units(run.expected_xyzv, run)
+    return TrainingRun(seen, context.voxels.mask_xyz, target, _error(mean, target, run.gradients))
+
+
+def _predicted(
+    noisy_xyzv: np.ndarray, sigma_xyz: np.ndarray, mask_xyz: np.ndarray, gradients: Gradients, block: int
+) -> tuple[Context, BlindBase]:
+    """Context and blind base of a run, cut to the box of its mask."""
+    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[bounding_box(mask_xyz)]))
+    snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_xyz[mask_xyz])
+    edge = DenoiseOptions(block=block).block_edge(gradients.n_volumes)
+    base = blind_local_pca(snr, mask, block=edge)
+    volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
+    return build_context(snr, base.base_vn, mask, gradients, volumes.tolist()), base
+
+
+def _in_snr_units(signal_xyzv: np.ndarray, run: _Simulated) -> torch.Tensor:
+    return to_snr_units(signals_of(signal_xyzv, run.mask_xyz), run.sigma_xyz[run.mask_xyz])
+
+
+def _error(estimate_vn: torch.Tensor, target_vn: torch.Tensor, gradients: Gradients) -> float:
+    """Mean squared difference of the diffusion-weighted volumes."""
+    dwi = torch.as_tensor(gradients.dwi)
+    return float((estimate_vn[dwi].float() - target_vn[dwi].float()).square().mean())
 
 
 def train_weights(
     config: PretrainingConfig, runs: list[TrainingRun], *, device: str = "cpu", report: Report | None = None
 ) -> dict[str, torch.Tensor]:
     """Train the network of the configuration on the runs; its weights, on the CPU."""
-    place = torch.device(device)
     options = DenoiseOptions(
         model=config.model,  # type: ignore[arg-type]
         base_filters=config.base_filters,
         init="random",
         random_seed=config.random_seed,
     )
-    model = make_model(options).to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    model = _train(make_model(options), config, runs, config.steps, config.loss, device, report)
+    return _state(model)
+
+
+def train_fusion(
+    config: PretrainingConfig, runs: list[TrainingRun], *, device: str = "cpu", report: Report | None = None
+) -> dict[str, torch.Tensor]:
+    """Train the fusion on runs of :func:`draw_fusion_run`; its weights as they stand in a file of weights."""
+    fusion = make_fusion(config.random_seed)
+    trained = _train(fusion, config, runs, config.fusion_steps, "mse", device, report)
+    return {PREFIX + name: value for name, value in _state(trained).items()}
+
+
+def _train(
+    model: nn.Module,
+    config: PretrainingConfig,
+    runs: list[TrainingRun],
+    steps: int,
+    loss: str,
+    device: str,
+    report: Report | None,
+) -> nn.Module:
+    place = torch.device(device)
+    model = model.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     pretrain(
         model,
         runs,
-        make_loss(config.loss, config.alpha, config.beta),
-        steps=config.steps,
+        make_loss(loss, config.alpha, config.beta),
+        steps=steps,
         batch_size=config.batch_size,
         patch_size=config.patch_size,
         learning_rate=config.learning_rate,
@@ -204,4 +276,8 @@ def train_weights(
         generator=torch.Generator().manual_seed(config.random_seed),
         report=report,
     )
+    return model
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -13,18 +13,21 @@ import torch
 from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.denoising import DenoiseOptions, denoise
 from dwmri_bidsapp.denoising.denoise import make_model
+from dwmri_bidsapp.denoising.fusion import PREFIX, make_fusion
 from dwmri_bidsapp.errors import InputOutputError, UsageError
 from dwmri_bidsapp.options import shipped_weights
 from dwmri_bidsapp.pretraining import (
     PretrainingConfig,
+    draw_fusion_run,
     draw_run,
     measured_run,
     read_pretraining_config,
+    train_fusion,
     train_weights,
 )
 from dwmri_bidsapp.simulation import add_noise, b0_signal, make_protocol, simulate_phantom
 
-TINY = PretrainingConfig(base_filters=8, n_runs=2, steps=250, batch_size=2, patch_size=12)
+TINY = PretrainingConfig(base_filters=8, n_runs=2, steps=250, batch_size=2, patch_size=12, fusion_steps=200)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,26 @@ def test_training_learns_and_is_the_same_to_the_bit(runs: list) -> None:
     untrained = make_model(DenoiseOptions(base_filters=8, init="random")).state_dict()
     assert first.keys() == untrained.keys()
     assert not torch.equal(first["correct.weight"], untrained["correct.weight"])
+
+
+def test_fusion_learns_from_runs_that_the_network_never_saw(runs: list) -> None:
+    model = make_model(DenoiseOptions(base_filters=8, init="random")).eval()
+    run, again = (draw_fusion_run(TINY, 0, model) for _ in range(2))
+    volume = int(run.context.targets[0])
+    estimates = [estimate.float() for estimate in run.context.of_volume(volume)]
+    assert all(torch.equal(a, b) for a, b in zip(estimates, again.context.of_volume(volume), strict=True))
+    assert all(
+        run.mask_xyz.shape != other.mask_xyz.shape or not torch.equal(run.mask_xyz, other.mask_xyz)
+        for other in runs
+    )
+    squares = [float((estimate - run.target_vn[volume].float()).square().mean()) for estimate in estimates]
+    mean, measured, predicted, pca = squares
+    assert mean < min(predicted, pca) < max(predicted, pca) < measured
+    ratios: list[float] = []
+    first = train_fusion(TINY, [run], report=lambda step, ratio: ratios.append(ratio))
+    assert ratios[-1] < 0.99
+    assert all(torch.equal(value, train_fusion(TINY, [run])[name]) for name, value in list(first.items())[:1])
+    assert first.keys() == {PREFIX + name for name in make_fusion(0).state_dict()}
 
 
 def test_a_training_that_diverged_is_not_written(runs: list) -> None:
@@ -96,14 +119,17 @@ def test_configuration_file(tmp_path: Path) -> None:
 
 def test_command_writes_weights_that_init_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "tiny.toml"
-    config.write_text("base_filters = 8\nbatch_size = 2\npatch_size = 12\n")
+    config.write_text(
+        "base_filters = 8\nbatch_size = 2\npatch_size = 12\nfusion_runs = 1\nfusion_steps = 2\nlearning_rate = 0.0001\n"
+    )
     out = tmp_path / "new" / "mine.pt"
     code = main(["train-weights", str(out), "--config-file", str(config), "--n-runs", "1", "--steps", "3"])
     assert code == 0 and "done" in capsys.readouterr().out
     make_model(DenoiseOptions(base_filters=8, init=str(out)))
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["SimulatedRuns"] == 1 and card["Configuration"]["steps"] == 3
-    assert list(card["ErrorOverBlindBase"]) == ["3"]
+    assert list(card["ErrorOverBlindBase"]) == ["3"] and list(card["FusionErrorOverMean"]) == ["2"]
+    assert any(name.startswith(PREFIX) for name in torch.load(out, weights_only=True))
     assert sorted(p.name for p in out.parent.iterdir()) == ["mine.json", "mine.pt"]
 
 

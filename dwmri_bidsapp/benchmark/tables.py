@@ -82,7 +82,7 @@ _PLAIN: dict[str, tuple[str, str, float, int]] = {
     "least gain, volume": ("truth", "smallest_gain_volume", 1, 2),
     "least gain, tissue": ("truth", "smallest_gain_tissue", 1, 2),
     "σ error": ("truth", "sigma_error", 1, 3),
-    "95% holds": ("expected", "coverage_95", 1, 3),
+    "95% holds": ("truth", "coverage_95", 1, 3),
     "seconds": ("truth", "seconds", 1, 1),
     "MB": ("truth", "peak_mb", 1, 0),
 }

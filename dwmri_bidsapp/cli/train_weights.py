@@ -17,7 +17,7 @@ from ..config import PACKAGE, Config
 from ..errors import BadDataError, InputOutputError, UsageError
 
 if TYPE_CHECKING:
-    from ..denoising.pretrain import TrainingRun
+    from ..denoising.pretrain import Report, TrainingRun
     from ..pretraining import PretrainingConfig
 
 
@@ -72,27 +72,61 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         if (index + 1) % 20 == 0 or index + 1 == config.n_runs:
             print(f"{PACKAGE}: {index + 1} of {config.n_runs} runs simulated", flush=True)
     own = [run for bids_dir in namespace.bids_dir for run in _own_runs(bids_dir, config)]
-    print(f"{PACKAGE}: training on {len(runs)} simulated runs and {len(own)} of your own", flush=True)
-    history: list[tuple[int, float]] = []
-
-    def report(step: int, ratio: float) -> None:
-        history.append((step, round(ratio, 4)))
-        print(f"{PACKAGE}: step {step} of {config.steps}, error {ratio:.3f} of the blind base's", flush=True)
-
+    n_own = len(own)
+    print(f"{PACKAGE}: training on {len(runs)} simulated runs and {n_own} of your own", flush=True)
+    history, report = _course(config.steps, "the blind base's")
     weights = train_weights(config, runs + own, device=device, report=report)
+    del runs[:], own[:]
+    fusion, fusion_history = _fusion(config, weights, device)
+    weights |= fusion
     _write(namespace.out_file, weights, {
         "Description": "Weights of dwmri-bidsapp, made by its command train-weights",
         "GeneratedBy": {"Name": PACKAGE, "Version": __version__},
         "Configuration": dataclasses.asdict(config),
-        "SimulatedRuns": len(runs),
-        "OwnRuns": len(own),
+        "SimulatedRuns": config.n_runs,
+        "OwnRuns": n_own,
         "Weights": sum(value.numel() for value in weights.values()),
         "Device": device,
         "Seconds": round(time.perf_counter() - start),
-        "ErrorOverBlindBase": dict(history),
+        "ErrorOverBlindBase": history,
+        "FusionErrorOverMean": fusion_history,
     })  # fmt: skip
     print(f"{PACKAGE}: done: {namespace.out_file}", flush=True)
     return 0
+
+
+def _course(steps: int, than: str) -> tuple[dict[int, float], Report]:
+    """The course of a training, and what fills it in and tells the user."""
+    history: dict[int, float] = {}
+
+    def report(step: int, ratio: float) -> None:
+        history[step] = round(ratio, 4)
+        print(f"{PACKAGE}: step {step} of {steps}, error {ratio:.3f} of {than}", flush=True)
+
+    return history, report
+
+
+def _fusion(
+    config: PretrainingConfig, weights: dict[str, Any], device: str
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """Weights of the fusion of a trained network's estimates, and the course of their training; none if not wanted."""
+    from ..denoising.denoise import make_model
+    from ..options import DenoiseOptions
+    from ..pretraining import draw_fusion_run, train_fusion
+
+    if not (config.n_runs and config.fusion_runs and config.fusion_steps):
+        return {}, {}
+    options = DenoiseOptions(model=config.model, base_filters=config.base_filters, init="random")  # type: ignore[arg-type]
+    model = make_model(options)
+    model.load_state_dict(weights)
+    model.eval()
+    runs = []
+    for index in range(config.fusion_runs):
+        runs.append(draw_fusion_run(config, index, model))
+        if (index + 1) % 20 == 0 or index + 1 == config.fusion_runs:
+            print(f"{PACKAGE}: {index + 1} of {config.fusion_runs} runs for the fusion simulated", flush=True)
+    history, report = _course(config.fusion_steps, "the mean's")
+    return train_fusion(config, runs, device=device, report=report), history
 
 
 def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:

@@ -20,6 +20,7 @@ from ..gradients import Gradients
 from ..options import DenoiseOptions, shipped_weights
 from .blind import blind_local_pca, bounding_box
 from .context import N_CHANNELS, N_COORDINATES, build_context
+from .fusion import PREFIX, make_fusion
 from .hardware import choose_device, choose_precision
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
@@ -223,6 +224,7 @@ def _denoise(
         options.blend,
         floor_stays=options.bias_correction == "none",
         local_pca="local-pca" not in options.leave_out,
+        fusion=load_fusion(options, device),
     )
     reconstruction.predict()
     watch.lap("prediction")
@@ -263,6 +265,7 @@ def _denoise(
         "local_pca_share": {
             f"{gradients.shell_bvals[s]:g}": share for s, share in reconstruction.shell_shares().items()
         },
+        "fusion": reconstruction.fusion is not None,
         "local_pca_only_volumes": roles.pca_only,
         "passed_through_volumes": roles.passed,
         "sigma_median": float(np.median(sigma_n)),
@@ -358,9 +361,10 @@ def make_model(options: DenoiseOptions) -> nn.Module:
         else:
             model = DenoiserNet(N_CHANNELS, 1, options.base_filters)
     if options.init != "random":
-        path = shipped_weights(options) if options.init == "pretrained" else options.init
+        path = _weights_path(options)
         try:
-            model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            weights = _read(path)
+            model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(PREFIX)})
         except Exception as error:  # what is no weights file fails in many ways, IndexError among them
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(
@@ -369,3 +373,28 @@ def make_model(options: DenoiseOptions) -> nn.Module:
                 "use --init random, or the --model and --base-filters they were made with",
             ) from error
     return model
+
+
+def _weights_path(options: DenoiseOptions) -> str | Path:
+    return shipped_weights(options) if options.init == "pretrained" else options.init
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def load_fusion(options: DenoiseOptions, device: torch.device) -> nn.Module | None:
+    """The fusion network that came with the weights of the options, if one did and is wanted."""
+    if options.init == "random" or not options.blend or {"fusion", "local-pca"} & set(options.leave_out):
+        return None
+    weights = {
+        name.removeprefix(PREFIX): value
+        for name, value in _read(_weights_path(options)).items()
+        if name.startswith(PREFIX)
+    }
+    if not weights:
+        return None
+    fusion = make_fusion(options.random_seed)
+    fusion.load_state_dict(weights)
+    return fusion.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .context import Context
+from .fusion import Estimates
 from .hardware import Precision
 from .voxels import Box
 
@@ -18,16 +19,20 @@ TILE = 96
 
 
 def predict_volume(
-    model: nn.Module, context: Context, volume: int, tiles: list[tuple[Box, Box]], precision: Precision
+    model: nn.Module,
+    context: Context | Estimates,
+    volume: int,
+    tiles: list[tuple[Box, Box]],
+    precision: Precision,
 ) -> Tensor:
-    """Blind prediction of one volume.
+    """What a network makes of one volume.
 
     Parameters
     ----------
     model
         Network in evaluation mode.
     context
-        The run.
+        The run, or its estimates.
     volume
         Target volume.
     tiles

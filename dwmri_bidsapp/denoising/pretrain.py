@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import UsageError
 from .context import Context
+from .fusion import Estimates
 from .hardware import Precision
 from .train import CLIP_NORM, WEIGHT_DECAY, PatchSampler, masks_of, one_cycle
 
@@ -33,18 +34,18 @@ class TrainingRun:
     Parameters
     ----------
     context
-        The run as the network sees it.
+        The run as the network sees it; for the fusion, its estimates.
     mask_xyz
         (X, Y, Z) bool, voxels that count.
     target_vn
         (V, N) what the network is to predict, in SNR units: the expected magnitudes of a simulated run, or the
         measured volumes themselves.
     error
-        Mean squared error of the blind base against the expected magnitudes, in noise variances: runs that are hard to
-        predict count less, so that none rules the others.
+        Mean squared error of the first channel, the blind base, against the expected magnitudes, in noise variances:
+        runs that are hard to predict count less, so that none rules the others.
     """
 
-    context: Context
+    context: Context | Estimates
     mask_xyz: Tensor
     target_vn: Tensor
     error: float

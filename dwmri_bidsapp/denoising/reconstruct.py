@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from .blend import Blend, box_mean, calibrate, error_variance, look_up
 from .blind import BlindBase
 from .context import Context
+from .fusion import Estimates
 from .hardware import Precision
 from .noise import rician_bias_table, rician_variance_table
 from .predict import predict_volume, tiles_of
+from .voxels import Box
 
 # share of the local PCA's estimate where the network makes no error, and what it gains with the network's error; chosen
 # on real runs and phantoms, see docs/research-log.md
 LEAST_PCA_SHARE = 0.3
 PCA_SHARE_PER_ERROR = 1.1
+# the same after the fusion, which has made use of the local PCA already: none up to some error; chosen likewise
+FUSED_ERROR_WITHOUT_PCA = 0.04
+FUSED_PCA_SHARE_PER_ERROR = 2.0
 # between the expected error and the one found on five phantoms, see docs/research-log.md
-ERROR_FACTOR = 1.12
+ERROR_FACTOR = 1.23
 
 
 @dataclass
@@ -43,13 +48,15 @@ class Reconstruction:
         Whether the result keeps the noise floor of magnitudes, which then counts as an error.
     local_pca
         Whether the local PCA gets a share.
+    fusion
+        Trained network of :mod:`.fusion`, if there is one; it needs the local PCA.
 
     Attributes
     ----------
     blends
         Calibration of each shell, filled by :meth:`predict`, which comes first.
     pca_shares
-        Share of the local PCA in each volume, filled by :meth:`values`.
+        Share of the local PCA in each volume, filled by :meth:`values`; with a fusion, what it gets after that.
     """
 
     context: Context
@@ -59,6 +66,7 @@ class Reconstruction:
     blend: bool = True
     floor_stays: bool = True
     local_pca: bool = True
+    fusion: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
@@ -69,10 +77,11 @@ class Reconstruction:
         self._variance_n = torch.zeros(len(self._voxels), device=self.context.device)
         self._n_dwi = 0
         self._count = box_mean(self._voxels.mask_xyz.float())
+        self._fusion_tiles = [] if self.fusion is None else self._tiles(self.fusion)
 
     def predict(self) -> None:
         """Replace the base of every target by the network's prediction, and calibrate the blending of each shell."""
-        tiles = tiles_of(self._voxels.mask_xyz, halo=int(self.model.reach))  # type: ignore[arg-type]
+        tiles = self._tiles(self.model)
         targets = self.context.targets
         for shell in torch.unique(self.context.shell[targets]).tolist():
             members = targets[self.context.shell[targets] == shell].tolist()
@@ -91,8 +100,18 @@ class Reconstruction:
         own_n, error = self._blended(volume, p_n, self.blends[int(self.context.shell[volume])])
         if not self.local_pca:
             return own_n
+        pca_n = pca_n.to(own_n)
         share = self.pca_shares[volume] = pca_share(error)
-        return own_n + share * (pca_n.to(own_n) - own_n)
+        mean_n = own_n + share * (pca_n - own_n)
+        if self.fusion is None:
+            return mean_n
+        seen = Estimates(
+            self._voxels, lambda v: (mean_n, self._measured(v), p_n, pca_n), self.context.targets
+        )
+        fused = predict_volume(self.fusion, seen, volume, self._fusion_tiles, self.precision)
+        fused_n = self._voxels.gather(fused)
+        share = self.pca_shares[volume] = fused_pca_share(error)
+        return fused_n + share * (pca_n - fused_n)
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
@@ -104,6 +123,9 @@ class Reconstruction:
         for volume, share in sorted(self.pca_shares.items()):
             shells.setdefault(int(self.context.shell[volume]), []).append(share)
         return {shell: sum(shares) / len(shares) for shell, shares in shells.items()}
+
+    def _tiles(self, model: nn.Module) -> list[tuple[Box, Box]]:
+        return tiles_of(self._voxels.mask_xyz, halo=int(model.reach))  # type: ignore[arg-type]
 
     def _measured(self, volume: int) -> Tensor:
         return self.context.snr_vn[volume].float()
@@ -151,3 +173,8 @@ def pca_share(error: float) -> float:
     predicted from other volumes, such as distortions of one volume, that share grows.
     """
     return min(1.0, LEAST_PCA_SHARE + PCA_SHARE_PER_ERROR * error)
+
+
+def fused_pca_share(error: float) -> float:
+    """The same for the fused estimate: what no simulated run has, such as distortions of real ones, it cannot know."""
+    return min(1.0, FUSED_PCA_SHARE_PER_ERROR * max(0.0, error - FUSED_ERROR_WITHOUT_PCA))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..options import DenoiseOptions
 from ..stopping import stop_if_asked
 from .context import Context
+from .fusion import Estimates
 from .hardware import Precision
 from .losses import make_loss
 from .optimizer import AdamW
@@ -81,7 +82,7 @@ class PatchSampler:
     Parameters
     ----------
     context
-        The run.
+        The run, or its estimates.
     mask_xyz
         Where patches are centred.
     patch_size
@@ -91,7 +92,7 @@ class PatchSampler:
     """
 
     def __init__(
-        self, context: Context, mask_xyz: Tensor, patch_size: int, generator: torch.Generator
+        self, context: Context | Estimates, mask_xyz: Tensor, patch_size: int, generator: torch.Generator
     ) -> None:
         self.context = context
         self.centres = mask_xyz.nonzero().cpu()
