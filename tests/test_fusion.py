@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dwmri_bidsapp.workflows.denoise import init_denoise_wf
 from numpy.typing import NDArray
 
 from dwmri_bidsapp.denoising import DenoiseOptions, denoise
@@ -108,3 +109,24 @@ def test_shipped_fusion_beats_the_mean_on_a_brain(snr: float, n_dwi: int) -> Non
         errors = (found.dwi_xyzv - phantom.clean_xyzv)[phantom.mask_xyz][:, phantom.gradients.dwi]
         squares[left_out] = float(np.square(errors).mean())
     assert squares[()] < 0.98 * squares[("fusion",)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, True), ({"init": "random"}, False), ({"leave_out": ("fusion",)}, False), ({"blend": False}, False)],
+)
+def test_methods_text_tells_of_the_fusion_where_there_is_one(
+    tmp_path: Path, changes: dict, told: bool
+) -> None:
+    workflow = init_denoise_wf(
+        method=DenoiseOptions(**changes),
+        given_noise_map=False,
+        output_dtype="float32",
+        gpu_ids=(),
+        omp_nthreads=1,
+        n_procs=1,
+        mem_gb=1.0,
+        lock_dir=tmp_path,
+        checkpoint_dir=tmp_path,
+    )
+    assert ("were fused by a second, small network" in workflow.visit_desc()) is told

@@ -108,6 +108,16 @@ def init_denoise_wf(
     return workflow
 
 
+def _fusion(method: DenoiseOptions) -> str:
+    if method.init == "random" or {"fusion", "local-pca"} & set(method.leave_out):
+        return ""
+    condition = "" if method.init == "pretrained" else " where its weights came with the others"
+    return (
+        "that mean, the measurement, the prediction and the principal components were fused by a second, small "
+        f"network{condition}, trained on simulated runs and not on this one; "
+    )
+
+
 def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     loss = {
         "edge-aware": f"EdgeAwareLoss (alpha={method.alpha:g}, beta={method.beta:g})",
@@ -127,8 +137,9 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     noise = "given" if given_noise_map else "estimated from local eigenvalues [@gavish2014; @koay2006]"
     blend = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
-        "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; a "
-        "single *b*=0 volume, which no other volume predicts, was denoised by the latter alone. "
+        "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; "
+        f"{_fusion(method)}a single *b*=0 volume, which no other volume predicts, was denoised by these components "
+        "alone. "
         if method.blend
         else ""
     )

@@ -243,6 +243,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Waiting for data", "" if share is None else f"{100 * share:.0f}% of the training"),
         ("Measurement given back, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in blend.items())),
         ("Share of the local PCA, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in shares.items())),
+        ("Estimates fused by a network", {True: "yes", False: "no"}.get(info.get("fusion"), "")),  # type: ignore[arg-type]
         (
             "Volumes denoised by local PCA alone",
             ", ".join(map(str, info.get("local_pca_only_volumes") or ())) or "none",
