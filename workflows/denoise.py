@@ -138,8 +138,7 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     blend = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
         "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; "
-        f"{_fusion(method)}a single *b*=0 volume, which no other volume predicts, was denoised by these components "
-        "alone. "
+        f"{_fusion(method)}a single *b*=0 volume, which no other volume predicts, was denoised without a prediction. "
         if method.blend
         else ""
     )

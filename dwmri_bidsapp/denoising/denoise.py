@@ -243,8 +243,8 @@ def _denoise(
         signal_n = image_xyz[mask_xyz]
         if volume not in roles.passed:
             values_n = pca_vn[volume].float()
-            if volume not in roles.pca_only:
-                values_n = reconstruction.values(volume, values_n)
+            rebuild = reconstruction.values_unpredicted if volume in roles.pca_only else reconstruction.values
+            values_n = rebuild(volume, values_n.to(device))
             signal_n = values_n.cpu().numpy() * sigma_n
         if options.bias_correction == "rician":
             signal_n = correct_rician_bias(signal_n, sigma_n)

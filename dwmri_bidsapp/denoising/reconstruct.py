@@ -105,13 +105,13 @@ class Reconstruction:
         mean_n = own_n + share * (pca_n - own_n)
         if self.fusion is None:
             return mean_n
-        seen = Estimates(
-            self._voxels, lambda v: (mean_n, self._measured(v), p_n, pca_n), self.context.targets
-        )
-        fused = predict_volume(self.fusion, seen, volume, self._fusion_tiles, self.precision)
-        fused_n = self._voxels.gather(fused)
+        fused_n = self._fused(volume, mean_n, p_n, pca_n)
         share = self.pca_shares[volume] = fused_pca_share(error)
         return fused_n + share * (pca_n - fused_n)
+
+    def values_unpredicted(self, volume: int, pca_n: Tensor) -> Tensor:
+        """The same for a volume that no other volume predicts: its local PCA stands in for what it lacks."""
+        return pca_n if self.fusion is None else self._fused(volume, pca_n, pca_n, pca_n)
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
@@ -123,6 +123,15 @@ class Reconstruction:
         for volume, share in sorted(self.pca_shares.items()):
             shells.setdefault(int(self.context.shell[volume]), []).append(share)
         return {shell: sum(shares) / len(shares) for shell, shares in shells.items()}
+
+    def _fused(self, volume: int, mean_n: Tensor, p_n: Tensor, pca_n: Tensor) -> Tensor:
+        assert self.fusion is not None
+        seen = Estimates(
+            self._voxels, lambda v: (mean_n, self._measured(v), p_n, pca_n), self.context.targets
+        )
+        return self._voxels.gather(
+            predict_volume(self.fusion, seen, volume, self._fusion_tiles, self.precision)
+        )
 
     def _tiles(self, model: nn.Module) -> list[tuple[Box, Box]]:
         return tiles_of(self._voxels.mask_xyz, halo=int(model.reach))  # type: ignore[arg-type]
