@@ -245,7 +245,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("Share of the local PCA, by b-value", ", ".join(f"{b}: {number(w, 2)}" for b, w in shares.items())),
         ("Estimates fused by a network", {True: "yes", False: "no"}.get(info.get("fusion"), "")),  # type: ignore[arg-type]
         (
-            "Volumes denoised by local PCA alone",
+            "Volumes denoised without a prediction",
             ", ".join(map(str, info.get("local_pca_only_volumes") or ())) or "none",
         ),
         ("Volumes passed through", ", ".join(map(str, info.get("passed_through_volumes") or ())) or "none"),
