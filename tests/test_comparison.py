@@ -19,9 +19,9 @@ from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
 FAST = [
-    "--device", "cpu", "--nprocs", "1", "--max-steps", "10", "--base-filters", "4", "--patch-size", "16",
+    "--device", "cpu", "--nprocs", "1", "--max-steps", "20", "--base-filters", "4", "--patch-size", "16",
     "--batch-size", "2", "--learning-rate", "0.01",
-    "--block", "3",  # so few steps improve nothing on the better base of smaller blocks: both networks would keep it
+    "--block", "4",  # so few steps improve nothing on the better base of smaller blocks: both networks would keep it
 ]  # fmt: skip
 
 pytestmark = pytest.mark.end_to_end
