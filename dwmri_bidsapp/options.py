@@ -124,6 +124,11 @@ class DenoiseOptions:
                 "use --init random",
             )
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the estimates are fused, where the initial weights come with a fusion."""
+        return self.init != "random" and self.blend and not {"fusion", "local-pca"} & set(self.leave_out)
+
     def block_edge(self, n_volumes: int) -> int:
         """Edge of the blocks for a run of so many volumes."""
         if self.block != AUTOMATIC:

@@ -109,7 +109,7 @@ def init_denoise_wf(
 
 
 def _fusion(method: DenoiseOptions) -> str:
-    if method.init == "random" or {"fusion", "local-pca"} & set(method.leave_out):
+    if not method.fuses:
         return ""
     condition = "" if method.init == "pretrained" else " where its weights came with the others"
     return (

@@ -386,7 +386,7 @@ def _read(path: str | Path) -> dict[str, Tensor]:
 
 def load_fusion(options: DenoiseOptions, device: torch.device) -> nn.Module | None:
     """The fusion network that came with the weights of the options, if one did and is wanted."""
-    if options.init == "random" or not options.blend or {"fusion", "local-pca"} & set(options.leave_out):
+    if not options.fuses:
         return None
     weights = {
         name.removeprefix(PREFIX): value
