@@ -13,17 +13,18 @@ import numpy as np
 import psutil
 import pytest
 
-from dwmri_bidsapp.benchmark import (
+from dwmri_bidsapp.benchmark.cases import (
+    NOISES,
     PROTOCOLS,
     Case,
-    available_methods,
+    Run,
     default_cases,
     grid_of_cases,
+    make_run,
     parse_protocol,
 )
-from dwmri_bidsapp.benchmark.cases import NOISES, Run, make_run
 from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
-from dwmri_bidsapp.benchmark.methods import Method, run_method
+from dwmri_bidsapp.benchmark.methods import Method, available_methods, run_method
 from dwmri_bidsapp.benchmark.regression import leave_one_out
 from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
 from dwmri_bidsapp.benchmark.tables import COLUMNS, losses, paired_table, summary_text
@@ -404,7 +405,7 @@ def test_a_method_of_ours_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = {name: python_method(name, "raise SystemExit('no luck')") for name in ("odd", "mppca")}
-    monkeypatch.setattr("dwmri_bidsapp.benchmark.available_methods", lambda variants: broken)
+    monkeypatch.setattr("dwmri_bidsapp.benchmark.methods.available_methods", lambda variants: broken)
     arguments = ["--quick", "--method", "mppca"]
     assert main(["benchmark", str(tmp_path), *arguments]) == 0
     assert "mppca failed on some cases" in capsys.readouterr().out

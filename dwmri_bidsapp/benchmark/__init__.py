@@ -2,20 +2,5 @@
 
 `cases` makes the runs, `methods` knows the denoisers and runs each in a process of its own (`worker` is that process
 for those in Python), `scores` measures them, `tables` and `figures` show what came out, `run` ties them together.
+Nothing is imported here: the process of a method, whose time and memory are measured, would pay for it.
 """
-
-from .cases import PROTOCOLS, Case, default_cases, grid_of_cases, parse_protocol
-from .methods import PEERS, Method, available_methods
-from .run import run_benchmark
-
-__all__ = [
-    "PEERS",
-    "PROTOCOLS",
-    "Case",
-    "Method",
-    "available_methods",
-    "default_cases",
-    "grid_of_cases",
-    "parse_protocol",
-    "run_benchmark",
-]

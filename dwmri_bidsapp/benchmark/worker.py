@@ -24,12 +24,18 @@ _MOST_VOLUMES_OF_SMALL_PATCH = 124
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a method may look at."""
+    """What a method may look at: ``noisy.nii`` and the rest of a folder."""
 
-    noisy_xyzv: Array
+    image: nib.Nifti1Image
     mask_xyz: NDArray[np.bool_]
     folder: Path
     threads: int
+
+    @property
+    def noisy_xyzv(self) -> Array:
+        """The whole run in memory."""
+        # unchanged: nibabel would keep a copy of the run otherwise
+        return self.image.get_fdata(dtype=np.float32, caching="unchanged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,7 @@ def mppca(given: Given) -> Result:
     """DIPY's MP-PCA, as its documentation calls it."""
     from dipy.denoise.localpca import mppca as denoise
 
-    radius = 2 if given.noisy_xyzv.shape[3] <= _MOST_VOLUMES_OF_SMALL_PATCH else 3
+    radius = 2 if given.image.shape[3] <= _MOST_VOLUMES_OF_SMALL_PATCH else 3
     dwi_xyzv, sigma_xyz = denoise(
         given.noisy_xyzv, mask=given.mask_xyz, patch_radius=radius, return_sigma=True
     )
@@ -57,7 +63,7 @@ def patch2self(given: Given) -> Result:
     from ..denoising.baselines import denoise_patch2self
     from ..gradients import load_gradients
 
-    gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.noisy_xyzv.shape[3])
+    gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.image.shape[3])
     return Result(denoise_patch2self(given.noisy_xyzv, gradients, given.mask_xyz))
 
 
@@ -66,11 +72,12 @@ def least_squares(given: Given) -> Result:
     from ..gradients import B0_THRESHOLD
     from .regression import leave_one_out
 
-    predicted_nv = leave_one_out(given.noisy_xyzv[given.mask_xyz])
+    dwi_xyzv = given.noisy_xyzv
+    noisy_nv = dwi_xyzv[given.mask_xyz]
+    predicted_nv = leave_one_out(noisy_nv)
     b0 = np.flatnonzero(np.loadtxt(given.folder / "bval") <= B0_THRESHOLD)
     if len(b0) == 1:
-        predicted_nv[:, b0] = given.noisy_xyzv[given.mask_xyz][:, b0]
-    dwi_xyzv = given.noisy_xyzv.copy()
+        predicted_nv[:, b0] = noisy_nv[:, b0]
     dwi_xyzv[given.mask_xyz] = predicted_nv
     return Result(dwi_xyzv)
 
@@ -85,7 +92,7 @@ def this_package(given: Given, options: dict[str, Any], name: str) -> Result:
     from ..series import copy_series
 
     torch.set_num_threads(given.threads)
-    gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.noisy_xyzv.shape[3])
+    gradients = load_gradients(given.folder / "bval", given.folder / "bvec", given.image.shape[3])
     source = given.folder / "noisy.nii"
     series = copy_series(open_series(source), source, given.folder / f"{name}.nii")
     found = denoise(
@@ -102,9 +109,7 @@ def main(arguments: list[str]) -> None:
     name, folder, threads = arguments[0], Path(arguments[1]), int(arguments[2])
     image = nib.Nifti1Image.from_filename(folder / "noisy.nii")
     mask_xyz = np.asarray(nib.Nifti1Image.from_filename(folder / "mask.nii").dataobj) > 0
-    # unchanged: nibabel would keep a copy of the run otherwise
-    noisy_xyzv = image.get_fdata(dtype=np.float32, caching="unchanged")
-    given = Given(noisy_xyzv, mask_xyz, folder, threads)
+    given = Given(image, mask_xyz, folder, threads)
     result = PEERS[name](given) if name in PEERS else this_package(given, json.loads(arguments[3]), name)
     maps = {
         name: result.dwi_xyzv,

@@ -82,7 +82,8 @@ def benchmark(arguments: Sequence[str]) -> int:
     """
     namespace = build_benchmark_parser().parse_args(arguments)
     # matplotlib and torch take seconds, which --help should not pay
-    from ..benchmark import PEERS, run_benchmark
+    from ..benchmark.methods import PEERS
+    from ..benchmark.run import run_benchmark
 
     _check_numbers(namespace)
     rows = run_benchmark(
@@ -114,7 +115,7 @@ def _check_numbers(namespace: argparse.Namespace) -> None:
 
 def _cases(namespace: argparse.Namespace) -> Any:
     """The grid that was asked for."""
-    from ..benchmark import default_cases, grid_of_cases, parse_protocol
+    from ..benchmark.cases import default_cases, grid_of_cases, parse_protocol
 
     for protocol in namespace.protocol or ():
         parse_protocol(protocol)
@@ -154,7 +155,7 @@ def _shape(words: Sequence[str]) -> tuple[int, int, int] | None:
 
 def _methods(namespace: argparse.Namespace) -> Any:
     """The methods that were asked for, in the order of the table."""
-    from ..benchmark import available_methods
+    from ..benchmark.methods import available_methods
 
     available = available_methods(dict(_variant(text) for text in namespace.variant))
     wanted = namespace.method or list(available)

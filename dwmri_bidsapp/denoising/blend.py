@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # voxels on either side that speak for a local excess (a lesion, a moved edge)
 LOCAL_RADIUS = 2
@@ -105,10 +104,10 @@ def error_variance(
 
 def box_mean(image_xyz: Tensor) -> Tensor:
     """Mean over the cube around each voxel that speaks for a local excess; zero outside the image."""
-    edge = 2 * LOCAL_RADIUS + 1
-    image = image_xyz[None, None]
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = edge, LOCAL_RADIUS
-        image = F.avg_pool3d(image, kernel, 1, padding)
-    return image[0, 0]
+    for axis, n in enumerate(image_xyz.shape):
+        total = image_xyz.clone()
+        for step in range(1, min(LOCAL_RADIUS, n - 1) + 1):
+            total.narrow(axis, step, n - step).add_(image_xyz.narrow(axis, 0, n - step))
+            total.narrow(axis, 0, n - step).add_(image_xyz.narrow(axis, step, n - step))
+        image_xyz = total
+    return image_xyz / (2 * LOCAL_RADIUS + 1) ** 3

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, direction_cosines, nearest_in_shell
-from .voxels import Box, Voxels
+from .voxels import Box, Cut, Voxels
 
 N_NEIGHBOURS = 6
 N_CHANNELS = 3 + N_NEIGHBOURS
@@ -88,12 +88,11 @@ class Context:
         coordinates : Tensor
             (B, 9, 2), float32.
         """
-        shape = self.voxels.mask_xyz[boxes[0]].shape
-        inputs = torch.empty(
-            (len(volumes), N_CHANNELS, *shape), device=self.device, memory_format=torch.channels_last_3d
-        )
-        for sample, volume, box in zip(inputs, volumes, boxes, strict=True):
-            self._fill(sample, volume, box)
+        samples = []
+        for volume, box in zip(volumes, boxes, strict=True):
+            cut = self.voxels.cut(box)
+            samples.append(cut.images(self._channels(volume, cut)))
+        inputs = torch.stack(samples).permute(0, 4, 1, 2, 3)
         return inputs, self.coordinates_vck[torch.as_tensor(volumes)].to(self.device)
 
     def target(self, volumes: Sequence[int], boxes: Sequence[Box]) -> Tensor:
@@ -105,30 +104,26 @@ class Context:
             ]
         )
 
-    def _fill(self, sample_cxyz: Tensor, volume: int, box: Box) -> None:
-        """Write the channels of one target."""
+    def _channels(self, volume: int, cut: Cut) -> list[Tensor]:
+        """The channels of one target, (M,) each."""
         shell = int(self.shell[volume])
         gain = self.gain(volume)
         n_others = int((self.shell == shell).sum()) - 1
-        image = self.voxels.cut(box).image
-        base = image(self.base_vn[volume]) * gain
-        sample_cxyz[0] = base
+        base = others = cut.values(self.base_vn[volume]) * gain
         if n_others:
-            others = image(self.shell_sum_sn[shell]) - image(self.snr_vn[volume])
-            sample_cxyz[1] = others * (gain / n_others)
-        else:
-            sample_cxyz[1] = base
-        if shell == 0:
-            sample_cxyz[2] = sample_cxyz[1]
-        else:
+            others = cut.values(self.shell_sum_sn[shell]) - cut.values(self.snr_vn[volume])
+            others *= gain / n_others
+        b0 = others
+        if shell > 0:
             n_b0 = max(1, int((self.shell == 0).sum()))
-            sample_cxyz[2] = image(self.shell_sum_sn[0]) * (B0_GAIN / n_b0)
-        for channel, neighbour in enumerate(self.neighbours[volume].tolist(), start=3):
-            sample_cxyz[channel] = image(self.snr_vn[neighbour]) * self.gain(neighbour)
+            b0 = cut.values(self.shell_sum_sn[0]) * (B0_GAIN / n_b0)
+        neighbours = [cut.values(self.snr_vn[v]) * self.gain(v) for v in self.neighbours[volume].tolist()]
+        channels = [base, others, b0, *neighbours]
         if "base" in self.leave_out:
-            sample_cxyz[0] = sample_cxyz[1]
+            channels[0] = others
         if "context" in self.leave_out:
-            sample_cxyz[1:] = sample_cxyz[0]
+            channels = channels[:1] * N_CHANNELS
+        return channels
 
 
 def build_context(

@@ -27,7 +27,7 @@ from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, noise_of_signals
 from .reconstruct import Reconstruction
 from .train import Progress, Training, train
-from .voxels import Series, Storage, give_back_memory, signals_of
+from .voxels import Series, Storage, give_back_memory, keeping_memory, signals_of
 
 # float16 holds SNR units; more than this is no noise at all
 LARGEST_SNR = 2000.0
@@ -114,18 +114,19 @@ def denoise(
     _check_shapes(dwi_xyzv, gradients, mask_xyz)
     place = choose_device(device)
     try:
-        return _denoise(
-            dwi_xyzv,
-            gradients,
-            mask_xyz,
-            options,
-            sigma_xyz,
-            place,
-            checkpoint_dir,
-            progress,
-            overwrite,
-            Storage(scratch_dir),
-        )
+        with keeping_memory():
+            return _denoise(
+                dwi_xyzv,
+                gradients,
+                mask_xyz,
+                options,
+                sigma_xyz,
+                place,
+                checkpoint_dir,
+                progress,
+                overwrite,
+                Storage(scratch_dir),
+            )
     except torch.cuda.OutOfMemoryError as error:
         raise TryAgainError(
             f"the memory of {place} is too small for this run", "lower --batch-size or use --device cpu"

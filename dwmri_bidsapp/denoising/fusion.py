@@ -66,6 +66,6 @@ class Estimates:
         samples = []
         for volume, box in zip(volumes, boxes, strict=True):
             cut = self.voxels.cut(box)
-            samples.append(torch.stack([cut.image(values_n) for values_n in self.of_volume(volume)]))
-        inputs = torch.stack(samples).contiguous(memory_format=torch.channels_last_3d)
+            samples.append(cut.images([cut.values(values_n) for values_n in self.of_volume(volume)]))
+        inputs = torch.stack(samples).permute(0, 4, 1, 2, 3)
         return inputs, inputs.new_zeros((len(samples), 0))

@@ -107,7 +107,9 @@ def overcomplete_local_pca(
     contrasts_vk = contrasts_vk.to(device)
     first = 0
     total_nv, weight_n = torch.zeros((0, n_volumes), device=device), torch.zeros(0, device=device)
-    for new_first, rows_nv, index_ws in slabs(snr_vn, cut_windows(mask_xyz, edge, edge // 2), VALUES_AT_ONCE):
+    # every second window: the rest takes twice the time, and hardly lowers the error
+    windows_ws = cut_windows(mask_xyz, edge, edge // 2, staggered=True)
+    for new_first, rows_nv, index_ws in slabs(snr_vn, windows_ws, VALUES_AT_ONCE):
         done = min(new_first - first, len(weight_n))
         result_vn[:, first : first + done] = _mean(total_nv[:done], weight_n[:done])
         fresh = len(rows_nv) - (len(weight_n) - done)

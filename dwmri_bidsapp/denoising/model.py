@@ -27,6 +27,7 @@ from .blocks import (
     check_channels,
     check_inputs,
     convolution,
+    convolve_to_one,
     lay_out,
     modulate,
     zeroed,
@@ -236,7 +237,7 @@ class DenoiserNet(nn.Module):
         self.input_channels, self.output_channels, self.reach = input_channels, output_channels, depth
         widths = [input_channels] + [base_filters] * (depth - 1)
         self.layers = nn.ModuleList(convolution(a, b) for a, b in itertools.pairwise(widths))
-        self.correct = zeroed(nn.Conv3d(base_filters, output_channels, 3, padding=1))
+        self.correct: nn.Conv3d = zeroed(nn.Conv3d(base_filters, output_channels, 3, padding=1))
         lay_out(self)
 
     def forward(self, inputs: Tensor, volume_indices: Tensor | None = None) -> Tensor:
@@ -258,4 +259,6 @@ class DenoiserNet(nn.Module):
         features = against_base(inputs)
         for layer in self.layers:
             features = activate(layer(features))
+        if self.output_channels == 1:
+            return inputs[:, :1] + convolve_to_one(features, self.correct)
         return inputs[:, : self.output_channels] + self.correct(features)

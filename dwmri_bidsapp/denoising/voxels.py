@@ -7,9 +7,10 @@ Axes: ``x y z`` space, ``v`` volume, ``n`` voxel of the mask.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Box = tuple[slice, slice, slice]
+
+# of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NO_LIMIT = 2**31 - 1
 
 
 class Series(Protocol):
@@ -66,19 +71,43 @@ class Voxels:
 
     def cut(self, box: Box) -> Cut:
         """The voxels in a box."""
-        return Cut(self.index_xyz[box], ~self.mask_xyz[box])
+        return Cut(self.index_xyz[box], self.mask_xyz[box])
 
 
 class Cut:
-    """The voxels of a mask that lie in a box."""
+    """The voxels of a mask that lie in a box.
 
-    def __init__(self, index_xyz: Tensor, outside_xyz: Tensor) -> None:
-        self.index, self.outside_xyz = index_xyz.flatten(), outside_xyz
+    Parameters
+    ----------
+    index_xyz
+        (X, Y, Z) of the box: number of each voxel in the list of all; anything outside the mask.
+    mask_xyz
+        (X, Y, Z) bool of the box.
+    """
+
+    def __init__(self, index_xyz: Tensor, mask_xyz: Tensor) -> None:
+        where_m = mask_xyz.flatten().nonzero().flatten()
+        self.index_m = index_xyz.flatten().index_select(0, where_m)
+        # outside the mask, the row of zeros after all others
+        self.row_xyz = torch.full_like(index_xyz, len(where_m), memory_format=torch.contiguous_format)
+        self.row_xyz.view(-1)[where_m] = torch.arange(len(where_m), device=index_xyz.device)
+
+    def values(self, values_n: Tensor) -> Tensor:
+        """Values (M,) of the box's voxels, float32, out of the values (N,) of all."""
+        return values_n.index_select(0, self.index_m).float()
+
+    def images(self, values_cm: Sequence[Tensor]) -> Tensor:
+        """Images (X, Y, Z, C) of the box, zero outside the mask, of values (M,) of its voxels."""
+        rows_mc = torch.empty((len(self.index_m) + 1, len(values_cm)), device=self.row_xyz.device)
+        rows_mc[-1] = 0.0
+        for channel, values_m in enumerate(values_cm):
+            rows_mc[:-1, channel] = values_m
+        # whole rows: a voxel's channels lie side by side, as convolutions like them
+        return rows_mc.index_select(0, self.row_xyz.view(-1)).view(*self.row_xyz.shape, -1)
 
     def image(self, values_n: Tensor) -> Tensor:
-        """Image of the box, float32, zero outside the mask, of the values of all voxels."""
-        image = values_n.index_select(0, self.index).view(self.outside_xyz.shape).float()
-        return image.masked_fill_(self.outside_xyz, 0.0)
+        """Image (X, Y, Z) of the box, float32, zero outside the mask, of the values (N,) of all voxels."""
+        return self.images([self.values(values_n)])[..., 0]
 
 
 class Storage:
@@ -123,16 +152,40 @@ def signals_of(
     return signal_vn
 
 
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Let the C library keep what is freed until :func:`give_back_memory`, for the next tensor of that size.
+
+    It returns large pieces at once otherwise, and the system clears each page of a new one: a quarter of the time of
+    a network on a whole brain.
+    """
+    library = _c_library()
+    if library is None:
+        yield
+        return
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        library.mallopt(parameter, _NO_LIMIT)
+    try:
+        yield
+    finally:
+        # the highest that it comes to by itself
+        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        give_back_memory()
+
+
 def give_back_memory() -> None:
     """Return what was freed to the system, which the C library keeps for itself otherwise."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    library = _c_library()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 @lru_cache(maxsize=1)
-def _malloc_trim() -> Any:
+def _c_library() -> Any:
+    """The C library, if it is glibc."""
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):  # another C library than glibc
+        library = ctypes.CDLL(None)
+        return library if library.malloc_trim and library.mallopt else None
+    except (OSError, AttributeError):
         return None

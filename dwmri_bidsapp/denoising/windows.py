@@ -18,7 +18,7 @@ from torch.nn import functional as F
 LEAST_SHARE = 0.2
 
 
-def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
+def cut_windows(mask_xyz: Tensor, edge: int, step: int, *, staggered: bool = False) -> Tensor:
     """Cubes that cover the mask, overlapping where ``step`` is less than ``edge``.
 
     Parameters
@@ -28,6 +28,9 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
     edge, step
         Voxels along an edge of a cube, and from cube to cube. The first cubes start ``step`` voxels before the grid and
         the last reach over its end, so that every voxel lies in several.
+    staggered
+        Take every second cube along each axis, shifted by one from row to row like the fields of a chessboard, and
+        others only where these miss a voxel.
 
     Returns
     -------
@@ -47,10 +50,13 @@ def cut_windows(mask_xyz: Tensor, edge: int, step: int) -> Tensor:
         for layer in padded.unfold(0, edge, step):
             yield layer.unfold(0, edge, step).unfold(1, edge, step).reshape(-1, edge**3)
 
+    rows, columns = ((n - edge) // step + 1 for n in padded.shape[1:])
+    field_w = (torch.arange(rows)[:, None] + torch.arange(columns)).flatten() % 2
     alone = torch.ones(int(mask_xyz.sum()) + 1, dtype=torch.bool)
     full_lw = []
-    for windows in layers():
-        full_lw.append((windows >= 0).sum(dim=1) >= LEAST_SHARE * edge**3)
+    for number, windows in enumerate(layers()):
+        full_w = (windows >= 0).sum(dim=1) >= LEAST_SHARE * edge**3
+        full_lw.append(full_w & (field_w == number % 2) if staggered else full_w)
         alone[windows[full_lw[-1]].flatten()] = False
     alone[-1] = False  # where the index -1 points
     return torch.cat([w[full_w | alone[w].any(dim=1)] for w, full_w in zip(layers(), full_lw, strict=True)])
