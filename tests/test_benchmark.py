@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,12 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
     assert 0.5 < used.seconds < 20
     assert 200 < used.peak_mb < 400
     assert not used.failure
+
+
+def test_the_process_of_a_method_loads_what_it_needs_alone() -> None:
+    script = "import sys, dwmri_bidsapp.benchmark.worker; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    assert not loaded & {"matplotlib", "dipy", "torch"}
 
 
 def test_a_child_of_a_process_is_measured_too(tmp_path: Path) -> None:

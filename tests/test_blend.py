@@ -154,3 +154,11 @@ def test_without_the_pca_the_result_is_the_blind_prediction() -> None:
     for v in run.context.targets.tolist():
         torch.testing.assert_close(blind.values(v, before[v] + 9), before[v], atol=0.02, rtol=0)
     assert blind.blends == {}
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7), (4, 2, 1)])
+def test_box_mean_counts_what_lies_outside_as_zero(shape: tuple[int, int, int]) -> None:
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(image[None, None], (2,) * 6)
+    expected = torch.nn.functional.avg_pool3d(padded, 5, 1)[0, 0]
+    torch.testing.assert_close(box_mean(image), expected)

@@ -12,6 +12,7 @@ from dwmri_bidsapp.denoising.local_pca import (
     overcomplete_local_pca,
     window_edge,
 )
+from dwmri_bidsapp.denoising.windows import cut_windows
 from dwmri_bidsapp.gradients import Gradients
 from dwmri_bidsapp.simulation import make_protocol
 
@@ -47,6 +48,22 @@ def test_every_voxel_of_the_mask_gets_a_finite_estimate(shape: tuple[int, int, i
     assert torch.isfinite(found).all()
     # an unestimated voxel would be 0 (or NaN): the data are 10 sigma away from it
     assert float(found.min()) > 4.0
+
+
+def test_staggered_windows_are_every_second_field_and_leave_no_voxel_out() -> None:
+    mask = ball((23, 18, 20))
+    mask[0, 0, 0] = mask[22, 9, 1] = True  # voxels that only a sliver holds
+    every = cut_windows(mask, 5, 2)
+    staggered = cut_windows(mask, 5, 2, staggered=True)
+    assert len(staggered) == pytest.approx(len(every) / 2, rel=0.1)
+    assert {tuple(w) for w in staggered.tolist()} <= {tuple(w) for w in cut_windows(mask, 5, 2).tolist()}
+    held = torch.bincount(staggered[staggered >= 0].long(), minlength=int(mask.sum()))
+    assert int(held.min()) >= 1
+    whole = staggered[(staggered >= 0).all(dim=1)]
+    corners = mask.nonzero()[whole[:, 0].long()]
+    # steps of 2 from a common corner, whose sum is even
+    assert set((((corners - corners[0]).sum(dim=1) // 2) % 2).tolist()) == {0}
+    assert len({tuple(c) for c in (corners % 4).tolist()}) == 4
 
 
 def test_pure_noise_becomes_nearly_the_mean() -> None:

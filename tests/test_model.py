@@ -19,6 +19,7 @@ from dwmri_bidsapp.denoising.blocks import (
     DetailEnhancement,
     FilmProjection,
     SinusoidalVolumeEncoder,
+    convolve_to_one,
 )
 from dwmri_bidsapp.denoising.model import DenoiserNet, MultiScaleDetailNet
 
@@ -407,6 +408,19 @@ def test_channel_attention_takes_mean_and_maximum_of_the_window_that_lies_inside
     highest = functional.max_pool3d(reduced, 5, 1, 2)
     hidden = functional.leaky_relu(mean, 0.1) + functional.leaky_relu(highest, 0.1)
     torch.testing.assert_close(attention(features), attention.expand(hidden).sigmoid())
+
+
+@pytest.mark.parametrize("size", [(6, 4, 8), (5, 4, 3), (1, 1, 1)])
+def test_convolution_to_one_channel_is_that_of_the_layer(size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv3d(3, 1, 3, padding=1).double()
+    features = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    found, expected = convolve_to_one(features, layer), layer(features)
+    torch.testing.assert_close(found, expected)
+    wanted = [features, *layer.parameters()]
+    weights = torch.randn_like(expected)
+    gradients = (torch.autograd.grad((output * weights).sum(), wanted) for output in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_block_average_is_the_mean_of_blocks() -> None:

@@ -25,7 +25,35 @@ def test_values_and_images_are_the_same() -> None:
     assert torch.equal(voxels.gather(image), image[mask])
     assert torch.equal(voxels.scatter(image[mask]), image)
     box = (slice(1, 6), slice(0, 4), slice(2, 5))
-    assert torch.equal(voxels.cut(box).image(image[mask].half()), image.half()[box].float())
+    cut = voxels.cut(box)
+    assert torch.equal(cut.image(image[mask].half()), image.half()[box].float())
+    two = cut.images([cut.values(image[mask]), 3 * cut.values(image[mask])])
+    assert two.shape == (5, 4, 3, 2) and two.is_contiguous()
+    assert torch.equal(two, torch.stack([image[box], 3 * image[box]], dim=3))
+
+
+def test_freed_memory_is_kept_for_the_next_tensor_and_then_given_back() -> None:
+    script = """
+import resource, sys
+import psutil, torch
+from dwmri_bidsapp.denoising.voxels import keeping_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(16 << 20).add_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+outside = min(faults() for _ in range(3))
+with keeping_memory():
+    faults()
+    inside = min(faults() for _ in range(3))
+    held = psutil.Process().memory_info().rss
+left = psutil.Process().memory_info().rss
+print(outside, inside, held - left)
+"""
+    outside, inside, returned = map(int, subprocess.check_output([sys.executable, "-c", script]).split())
+    assert inside < outside / 4
+    assert returned > 60e6
 
 
 def test_storage_leaves_nothing_behind_and_says_when_the_disk_is_full(tmp_path: Path) -> None:
