@@ -200,10 +200,14 @@ def draw_fusion_run(config: PretrainingConfig, index: int, model: nn.Module) -> 
     reconstruction.predict()
     pca = overcomplete_local_pca(context.snr_vn, context.voxels.mask_xyz, angular_contrasts(run.gradients))
     mean = pca.clone()
-    for volume in context.targets.tolist():
-        mean[volume] = reconstruction.values(volume, pca[volume].float())
+    for volume in range(run.gradients.n_volumes):
+        if volume in context.targets:
+            mean[volume] = reconstruction.values(volume, pca[volume].float())
+        else:  # as in Reconstruction.values_unpredicted
+            context.base_vn[volume] = pca[volume]
     estimates = (mean, context.snr_vn, context.base_vn, pca)
-    seen = Estimates(context.voxels, lambda v: [estimate[v] for estimate in estimates], context.targets)
+    volumes = torch.arange(run.gradients.n_volumes)
+    seen = Estimates(context.voxels, lambda v: [estimate[v] for estimate in estimates], volumes)
     target = _in_snr_units(run.expected_xyzv, run)
     return TrainingRun(seen, context.voxels.mask_xyz, target, _error(mean, target, run.gradients))
 

@@ -67,7 +67,7 @@ def test_training_learns_and_is_the_same_to_the_bit(runs: list) -> None:
 def test_fusion_learns_from_runs_that_the_network_never_saw(runs: list) -> None:
     model = make_model(DenoiseOptions(base_filters=8, init="random")).eval()
     run, again = (draw_fusion_run(TINY, 0, model) for _ in range(2))
-    volume = int(run.context.targets[0])
+    volume = 1
     estimates = [estimate.float() for estimate in run.context.of_volume(volume)]
     assert all(torch.equal(a, b) for a, b in zip(estimates, again.context.of_volume(volume), strict=True))
     assert all(
@@ -77,6 +77,10 @@ def test_fusion_learns_from_runs_that_the_network_never_saw(runs: list) -> None:
     squares = [float((estimate - run.target_vn[volume].float()).square().mean()) for estimate in estimates]
     mean, measured, predicted, pca = squares
     assert mean < min(predicted, pca) < max(predicted, pca) < measured
+    # a single b=0, which nothing predicts: its local PCA stands in for what it lacks
+    mean_n, measured_n, predicted_n, pca_n = run.context.of_volume(0)
+    assert torch.equal(mean_n, pca_n) and torch.equal(predicted_n, pca_n)
+    assert not torch.equal(measured_n, pca_n)
     ratios: list[float] = []
     first = train_fusion(TINY, [run], report=lambda step, ratio: ratios.append(ratio))
     assert ratios[-1] < 0.99

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def train_weights_command(arguments: Sequence[str]) -> int:
     import torch
 
     from ..denoising.hardware import choose_device
+    from ..denoising.voxels import keeping_memory
     from ..pretraining import PretrainingConfig, draw_run, read_pretraining_config, train_weights
 
     config = read_pretraining_config(namespace.config_file) if namespace.config_file else PretrainingConfig()
@@ -66,18 +67,15 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         torch.set_num_threads(namespace.threads)
     device = str(choose_device(namespace.device))
     start = time.perf_counter()
-    runs = []
-    for index in range(config.n_runs):
-        runs.append(draw_run(config, index))
-        if (index + 1) % 20 == 0 or index + 1 == config.n_runs:
-            print(f"{PACKAGE}: {index + 1} of {config.n_runs} runs simulated", flush=True)
     own = [run for bids_dir in namespace.bids_dir for run in _own_runs(bids_dir, config)]
     n_own = len(own)
-    print(f"{PACKAGE}: training on {len(runs)} simulated runs and {n_own} of your own", flush=True)
     history, report = _course(config.steps, "the blind base's")
-    weights = train_weights(config, runs + own, device=device, report=report)
-    del runs[:], own[:]
-    fusion, fusion_history = _fusion(config, weights, device)
+    with keeping_memory():
+        runs = _simulated_runs(config.n_runs, "", lambda index: draw_run(config, index)) + own
+        print(f"{PACKAGE}: training on {config.n_runs} simulated runs and {n_own} of your own", flush=True)
+        weights = train_weights(config, runs, device=device, report=report)
+        del runs[:], own[:]
+        fusion, fusion_history = _fusion(config, weights, device)
     weights |= fusion
     _write(namespace.out_file, weights, {
         "Description": "Weights of dwmri-bidsapp, made by its command train-weights",
@@ -93,6 +91,15 @@ def train_weights_command(arguments: Sequence[str]) -> int:
     })  # fmt: skip
     print(f"{PACKAGE}: done: {namespace.out_file}", flush=True)
     return 0
+
+
+def _simulated_runs(n: int, what_for: str, draw: Callable[[int], TrainingRun]) -> list[TrainingRun]:
+    runs = []
+    for index in range(n):
+        runs.append(draw(index))
+        if (index + 1) % 20 == 0 or index + 1 == n:
+            print(f"{PACKAGE}: {index + 1} of {n} runs{what_for} simulated", flush=True)
+    return runs
 
 
 def _course(steps: int, than: str) -> tuple[dict[int, float], Report]:
@@ -120,11 +127,9 @@ def _fusion(
     model = make_model(options)
     model.load_state_dict(weights)
     model.eval()
-    runs = []
-    for index in range(config.fusion_runs):
-        runs.append(draw_fusion_run(config, index, model))
-        if (index + 1) % 20 == 0 or index + 1 == config.fusion_runs:
-            print(f"{PACKAGE}: {index + 1} of {config.fusion_runs} runs for the fusion simulated", flush=True)
+    runs = _simulated_runs(
+        config.fusion_runs, " for the fusion", lambda index: draw_fusion_run(config, index, model)
+    )
     history, report = _course(config.fusion_steps, "the mean's")
     return train_fusion(config, runs, device=device, report=report), history
 
