@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, direction_cosines, nearest_in_shell
-from .voxels import Box, Cut, Voxels
+from .voxels import Box, Cut, Voxels, batch
 
 N_NEIGHBOURS = 6
 N_CHANNELS = 3 + N_NEIGHBOURS
@@ -92,8 +92,7 @@ class Context:
         for volume, box in zip(volumes, boxes, strict=True):
             cut = self.voxels.cut(box)
             samples.append(cut.images(self._channels(volume, cut)))
-        inputs = torch.stack(samples).permute(0, 4, 1, 2, 3)
-        return inputs, self.coordinates_vck[torch.as_tensor(volumes)].to(self.device)
+        return batch(samples), self.coordinates_vck[torch.as_tensor(volumes)].to(self.device)
 
     def target(self, volumes: Sequence[int], boxes: Sequence[Box]) -> Tensor:
         """The measured target volumes (B, 1, X, Y, Z), float32, on the network's scale."""

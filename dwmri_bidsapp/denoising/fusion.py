@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .model import DenoiserNet
-from .voxels import Box, Voxels
+from .voxels import Box, Voxels, batch
 
 N_ESTIMATES = 4
 FILTERS = 16
@@ -67,5 +67,5 @@ class Estimates:
         for volume, box in zip(volumes, boxes, strict=True):
             cut = self.voxels.cut(box)
             samples.append(cut.images([cut.values(values_n) for values_n in self.of_volume(volume)]))
-        inputs = torch.stack(samples).permute(0, 4, 1, 2, 3)
+        inputs = batch(samples)
         return inputs, inputs.new_zeros((len(samples), 0))

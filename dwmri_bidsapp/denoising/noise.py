@@ -29,8 +29,10 @@ Floats = NDArray[np.floating]
 HIGH_SNR = 30.0
 TABLE_SNR = np.arange(0, 601) * 0.05
 VALUES_AT_ONCE = 1_500_000
-# standard deviation of the smoothing of the noise map, in steps from window to window
-SMOOTHING = 0.5
+# standard deviation of the weights in the fit of the noise map, and what its slopes are shrunk by: a squared distance;
+# both in steps from window to window
+FIT_WIDTH = 0.7
+SLOPE_PENALTY = 0.02
 
 
 def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -71,12 +73,12 @@ def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]
         moments.append(cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square())
     spread_w = torch.cat(variances).sqrt().double().numpy()
     sigma_w = unit * rician_sigma(spread_w, torch.cat(moments).double().numpy())
-    return _spread_to_voxels(centre_w3.numpy(), sigma_w, mask_xyz, smoothing=edge)
+    return _spread_to_voxels(centre_w3.numpy(), sigma_w, mask_xyz, edge)
 
 
 def _window_edge(n_volumes: int) -> int:
-    """Edge of a cube with some four times as many voxels as volumes, odd, from 7 to 13."""
-    edge = int(np.ceil((4.0 * n_volumes) ** (1 / 3)))
+    """Edge of a cube with some three times as many voxels as volumes, odd, from 7 to 13."""
+    edge = int(np.ceil((3.0 * n_volumes) ** (1 / 3)))
     return int(np.clip(edge + (edge + 1) % 2, 7, 13))
 
 
@@ -235,25 +237,40 @@ def correct_rician_bias(magnitude: Floats, sigma: Floats) -> NDArray[np.float32]
 
 
 def _spread_to_voxels(
-    centres_w3: Floats, sigma_w: Floats, mask_xyz: NDArray[np.bool_], smoothing: float
+    centres_w3: Floats, sigma_w: Floats, mask_xyz: NDArray[np.bool_], edge: int
 ) -> NDArray[np.float32]:
-    """Smooth map through the windows' values; far from any window their nearest values."""
+    """Map through the windows' values, the nearest values far from any window.
+
+    Around each place the logarithms are fitted by a plane: a mean alone is wrong where the windows lie on one side,
+    as they do along the border of the mask.
+    """
     if len(centres_w3) == 1:
         return np.full(mask_xyz.shape, sigma_w[0], dtype=np.float32)
-    cell = max(2, int(smoothing) // 2)
+    cell = max(2, edge // 2)
     grid = tuple(-(-n // cell) for n in mask_xyz.shape)
-    weight, total = np.zeros(grid), np.zeros(grid)
-    index = tuple(np.clip((centres_w3 / cell).astype(int), 0, np.array(grid) - 1).T)
-    np.add.at(weight, index, 1.0)
-    np.add.at(total, index, np.log(np.maximum(sigma_w, np.finfo(float).tiny)))
-    smooth_w, smooth_t = (
-        ndimage.gaussian_filter(a, SMOOTHING, mode="constant", truncate=6.0) for a in (weight, total)
-    )
-    known = smooth_w > 1e-4 * smooth_w.max()
+    cells = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
+    place_w3 = (centres_w3 - (cell - 1) / 2) / cell
+    log_w1 = np.log(np.maximum(sigma_w, np.finfo(float).tiny))[:, None]
+    row_w4 = np.concatenate([np.ones_like(log_w1), place_w3], axis=1)
+    # normal equations of the fit in each cell, weighted by the distance of the windows
+    sums = np.zeros((*grid, 4, 5))
+    index = tuple(np.clip(np.rint(place_w3).astype(int), 0, np.array(grid) - 1).T)
+    np.add.at(sums, index, row_w4[:, :, None] * np.concatenate([row_w4, log_w1], axis=1)[:, None])
+    sums = ndimage.gaussian_filter(sums, (*[FIT_WIDTH] * 3, 0, 0), mode="constant", truncate=8.0)
+    # with the cell as the origin, where the value is the plane's constant
+    shift = np.tile(np.eye(4), (*grid, 1, 1))
+    shift[..., 1:, 0] = -cells
+    moments, targets = shift @ sums[..., :4] @ shift.swapaxes(-1, -2), shift @ sums[..., 4:]
+    weight = moments[..., 0, 0]
+    known = weight > 1e-3 * weight.max()
+    moments[..., 1:, 1:] += SLOPE_PENALTY * weight[..., None, None] * np.eye(3)
+    moments[~known] = np.eye(4)
+    values = np.linalg.solve(moments, targets)[..., 0, 0]
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    values = (smooth_t / np.maximum(smooth_w, 1e-12))[tuple(nearest)]
     where = np.meshgrid(*((np.arange(n) - (cell - 1) / 2) / cell for n in mask_xyz.shape), indexing="ij")
-    return np.exp(ndimage.map_coordinates(values, where, order=1, mode="nearest")).astype(np.float32)
+    return np.exp(
+        ndimage.map_coordinates(values[tuple(nearest)], where, order=1, mode="nearest"), dtype=np.float32
+    )
 
 
 def check_noise_map(sigma_xyz: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -110,6 +110,12 @@ class Cut:
         return self.images([self.values(values_n)])[..., 0]
 
 
+def batch(images_xyzc: Sequence[Tensor]) -> Tensor:
+    """Inputs of a network (B, C, X, Y, Z) from images of :meth:`Cut.images`; a single one is not copied."""
+    images_bxyzc = torch.stack(list(images_xyzc)) if len(images_xyzc) > 1 else images_xyzc[0][None]
+    return images_bxyzc.permute(0, 4, 1, 2, 3)
+
+
 class Storage:
     """Where the values of a whole run are kept.
 
