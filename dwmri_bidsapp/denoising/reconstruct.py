@@ -26,6 +26,7 @@ PCA_SHARE_PER_ERROR = 1.1
 # the same after the fusion, which has made use of the local PCA already: none up to some error; chosen likewise
 FUSED_ERROR_WITHOUT_PCA = 0.06
 FUSED_PCA_SHARE_PER_ERROR = 3.0
+MOST_FUSED_PCA_SHARE = 0.35
 # between the expected error and the one found on five phantoms, see docs/research-log.md
 ERROR_FACTOR = 1.23
 
@@ -186,4 +187,5 @@ def pca_share(error: float) -> float:
 
 def fused_pca_share(error: float) -> float:
     """The same for the fused estimate: what no simulated run has, such as distortions of real ones, it cannot know."""
-    return min(1.0, FUSED_PCA_SHARE_PER_ERROR * max(0.0, error - FUSED_ERROR_WITHOUT_PCA))
+    share = FUSED_PCA_SHARE_PER_ERROR * max(0.0, error - FUSED_ERROR_WITHOUT_PCA)
+    return min(MOST_FUSED_PCA_SHARE, share)
