@@ -19,7 +19,7 @@ from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
 FAST = [
-    "--device", "cpu", "--nprocs", "1", "--max-steps", "20", "--base-filters", "4", "--patch-size", "16",
+    "--device", "cpu", "--nprocs", "1", "--max-steps", "60", "--base-filters", "4", "--patch-size", "16",
     "--batch-size", "2", "--learning-rate", "0.01",
     "--block", "4",  # so few steps improve nothing on the better base of smaller blocks: both networks would keep it
 ]  # fmt: skip

@@ -191,7 +191,9 @@ def test_same_seed_same_bits_and_the_input_is_not_touched(
     other = denoise(
         data, phantom.gradients, phantom.mask_xyz, dataclasses.replace(QUICK, random_seed=1), device="cpu"
     )
-    assert not np.array_equal(other.dwi_xyzv, quick.dwi_xyzv)
+    # so few steps may improve nothing, and the weights of the start are kept; their course is another one
+    losses = [[row["heldout_loss"] for row in found.history] for found in (other, quick)]
+    assert losses[0] != losses[1]
 
 
 def test_overwriting_gives_the_same_in_the_given_array(phantom: Phantom, noisy: NDArray[np.float32]) -> None:
