@@ -51,7 +51,7 @@ with keeping_memory():
 left = psutil.Process().memory_info().rss
 print(outside, inside, held - left)
 """
-    # where a small object happens to lie behind it, glibc does not take a piece again for an aligned request: now and then
+    # where a small object happens to lie behind a piece, glibc does not take it again for an aligned request
     runs = [
         [int(number) for number in subprocess.check_output([sys.executable, "-c", script]).split()]
         for _ in range(4)
