@@ -188,12 +188,19 @@ def test_same_seed_same_bits_and_the_input_is_not_touched(
     assert np.array_equal(data, noisy)
     assert np.array_equal(again.dwi_xyzv, quick.dwi_xyzv)
     assert torch.equal(state, torch.get_rng_state()), "nothing may be drawn from, or seeded, globally"
-    other = denoise(
-        data, phantom.gradients, phantom.mask_xyz, dataclasses.replace(QUICK, random_seed=1), device="cpu"
+    # larger blocks, a worse start, and more steps: with QUICK none may improve on the start, which is the same for all
+    learning = dataclasses.replace(QUICK, block=4, max_steps=60)
+    one, other = (
+        denoise(
+            data,
+            phantom.gradients,
+            phantom.mask_xyz,
+            dataclasses.replace(learning, random_seed=seed),
+            device="cpu",
+        )
+        for seed in (0, 1)
     )
-    # so few steps may improve nothing, and the weights of the start are kept; their course is another one
-    losses = [[row["heldout_loss"] for row in found.history] for found in (other, quick)]
-    assert losses[0] != losses[1]
+    assert not np.array_equal(other.dwi_xyzv, one.dwi_xyzv)
 
 
 def test_overwriting_gives_the_same_in_the_given_array(phantom: Phantom, noisy: NDArray[np.float32]) -> None:

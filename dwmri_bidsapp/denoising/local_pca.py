@@ -107,7 +107,7 @@ def overcomplete_local_pca(
     contrasts_vk = contrasts_vk.to(device)
     first = 0
     total_nv, weight_n = torch.zeros((0, n_volumes), device=device), torch.zeros(0, device=device)
-    # every second window: the rest takes twice the time, and hardly lowers the error
+    # the other half of the windows would double the time, and hardly lower the error
     windows_ws = cut_windows(mask_xyz, edge, edge // 2, staggered=True)
     for new_first, rows_nv, index_ws in slabs(snr_vn, windows_ws, VALUES_AT_ONCE):
         done = min(new_first - first, len(weight_n))

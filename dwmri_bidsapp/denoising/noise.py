@@ -200,12 +200,11 @@ def rician_sigma(spread_w: Floats, mean_square_wv: Floats) -> Floats:
         (W,) standard deviation of the noise of one channel.
     """
     sigma = np.array(spread_w, dtype=np.float64)
-    table_snr = np.linspace(0.0, HIGH_SNR, 3001)
-    table = rician_variance_factor(table_snr)
+    table = rician_variance_factor(TABLE_SNR)
     for _ in range(20):
         square = np.maximum(sigma[:, None] ** 2, np.finfo(np.float32).tiny)
         snr = np.sqrt(np.maximum(mean_square_wv / square - 2.0, 0.0))
-        before, sigma = sigma, spread_w / np.sqrt(np.interp(snr, table_snr, table).mean(axis=1))
+        before, sigma = sigma, spread_w / np.sqrt(np.interp(snr, TABLE_SNR, table).mean(axis=1))
         if np.allclose(before, sigma, rtol=1e-6, atol=0.0):
             break
     return sigma
