@@ -14,7 +14,7 @@ from ..errors import RunFailed
 from ..gpus import too_small
 from ..options import DenoiseOptions
 
-# Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more, a GPU far less.
+# Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more.
 _SECONDS_PER_TRAINED_VOXEL = 3e-6
 _SECONDS_PER_VALUE = 3e-6
 _SECONDS_PER_RUN = 20.0  # figures, reports, and the start of each process
@@ -29,7 +29,7 @@ class Expectation:
     memory_gb
         Most memory of the run.
     minutes
-        Rough time on the CPU; a GPU takes a tenth or less.
+        Rough time on the CPU.
     """
 
     memory_gb: float

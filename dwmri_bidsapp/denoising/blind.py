@@ -78,7 +78,6 @@ def blind_local_pca(
     mask_xyz: Tensor,
     *,
     block: int = 3,
-    device: str | torch.device = "cpu",
     out_vn: Tensor | None = None,
 ) -> BlindBase:
     """Predict all volumes from each other, block by block.
@@ -88,11 +87,9 @@ def blind_local_pca(
     snr_vn
         (V, N) data of the voxels of the mask, in units of the noise standard deviation.
     mask_xyz
-        (X, Y, Z) bool with N voxels, on the CPU; only voxels inside are used and predicted.
+        (X, Y, Z) bool with N voxels; only voxels inside are used and predicted.
     block
         Edge of a block in voxels.
-    device
-        Where the eigendecompositions run.
     out_vn
         (V, N) float16 tensor for the prediction, made if not given.
 
@@ -105,8 +102,7 @@ def blind_local_pca(
     grid = tuple(-(-n // block) for n in mask_xyz.shape)
     base_vn = torch.empty(snr_vn.shape, dtype=torch.float16) if out_vn is None else out_vn
     precision = torch.ones((n_volumes, *grid))
-    prior_mean_cv, prior_cov_cvv = _whole_brain_moments(snr_vn, mask_xyz, block)
-    prior = prior_mean_cv.to(device), prior_cov_cvv.to(device)
+    prior = _whole_brain_moments(snr_vn, mask_xyz, block)
     end_x = torch.cat([torch.zeros(1, dtype=torch.long), mask_xyz.sum(dim=(1, 2)).cumsum(dim=0)]).tolist()
     for rows in _strips(grid, n_volumes):
         # with a row of blocks on either side, whose samples count
@@ -116,7 +112,7 @@ def blind_local_pca(
         strip = torch.zeros((n_volumes, *mask.shape), dtype=snr_vn.dtype)
         inside = mask.flatten().nonzero().flatten()
         strip.flatten(1).index_copy_(1, inside, snr_vn[:, end_x[seen.start] : end_x[seen.stop]])
-        _predict_strip(strip, mask, near, rows, block, prior, precision, device)
+        _predict_strip(strip, mask, near, rows, block, prior, precision)
         inner = strip[:, kept.start - seen.start : kept.stop - seen.start].flatten(1)
         where = mask_xyz[kept].flatten().nonzero().flatten()
         base_vn[:, end_x[kept.start] : end_x[kept.stop]] = inner.index_select(1, where)
@@ -139,10 +135,9 @@ def _predict_strip(
     block: int,
     prior: tuple[Tensor, Tensor],
     precision_vijk: Tensor,
-    device: str | torch.device,
 ) -> None:
     """Replace the data of the rows ``near`` by the prediction of ``rows``, and write the precision of these."""
-    for k, layer in enumerate(_window_moments(strip_vxyz, mask_xyz, block, device)):
+    for k, layer in enumerate(_window_moments(strip_vxyz, mask_xyz, block)):
         used = layer.used_ij.clone()
         used[: rows.start - near.start] = used[rows.stop - near.start :] = False
         samples = torch.zeros_like(layer.samples_ijsv)
@@ -158,9 +153,9 @@ def _predict_strip(
             weights_bvv.diagonal(dim1=1, dim2=2).zero_()
             centred_bsv = layer.samples_ijsv[at] - mean_bv[:, None, :]
             samples[at] = mean_bv[:, None, :] + centred_bsv @ weights_bvv.mT
-            precision_vijk[:, near, :, k].permute(1, 2, 0)[at[0].cpu(), at[1].cpu()] = diagonal_bv.cpu()
+            precision_vijk[:, near, :, k].permute(1, 2, 0)[at] = diagonal_bv
         # the data of this layer were read already, for the windows of the one before
-        _write_layer(strip_vxyz, samples.cpu(), k, block)
+        _write_layer(strip_vxyz, samples, k, block)
 
 
 @dataclass(frozen=True)
@@ -187,9 +182,7 @@ def _layer_samples(snr_vxyz: Tensor, mask_xyz: Tensor, block: int, k: int) -> tu
     return data.reshape(n_i, n_j, block**3, -1), inside.reshape(n_i, n_j, block**3, 1)
 
 
-def _window_moments(
-    snr_vxyz: Tensor, mask_xyz: Tensor, block: int, device: str | torch.device
-) -> Iterator[_Layer]:
+def _window_moments(snr_vxyz: Tensor, mask_xyz: Tensor, block: int) -> Iterator[_Layer]:
     """Yield layer after layer; only three layers of products are held at a time."""
     n_layers = -(-snr_vxyz.shape[3] // block)
     cache: dict[int, tuple[Tensor, ...]] = {}
@@ -197,7 +190,7 @@ def _window_moments(
         near = [m for m in (k - 1, k, k + 1) if 0 <= m < n_layers]
         for m in near:
             if m not in cache:
-                samples, inside = (t.to(device) for t in _layer_samples(snr_vxyz, mask_xyz, block, m))
+                samples, inside = _layer_samples(snr_vxyz, mask_xyz, block, m)
                 sums = (inside.sum(dim=(2, 3)), samples.sum(dim=2), samples.mT @ samples)
                 cache[m] = (samples, *sums, *(_box_sum(t) for t in sums))
         cache.pop(k - 2, None)

@@ -183,12 +183,9 @@ def _denoise(
     snr_vn = to_snr_units(signal_vn, sigma_n, storage)
     del signal_vn
     roles = _roles(gradients, options)
+    # both PCAs stay on the CPU: a GPU takes ten times as long for many small eigendecompositions
     base = blind_local_pca(
-        snr_vn,
-        mask,
-        block=options.block_edge(gradients.n_volumes),
-        device=device,
-        out_vn=storage.tensor(snr_vn.shape),
+        snr_vn, mask, block=options.block_edge(gradients.n_volumes), out_vn=storage.tensor(snr_vn.shape)
     )
     watch.lap("blind")
 
@@ -233,9 +230,7 @@ def _denoise(
     pca_vn = snr_vn
     if options.blend:
         contrasts_vk = None if "second-look" in options.leave_out else angular_contrasts(gradients)
-        pca_vn = overcomplete_local_pca(
-            snr_vn, mask, contrasts_vk, device=device, out_vn=storage.tensor(snr_vn.shape)
-        )
+        pca_vn = overcomplete_local_pca(snr_vn, mask, contrasts_vk, out_vn=storage.tensor(snr_vn.shape))
     watch.lap("local_pca")
     in_place = overwrite and getattr(dwi_xyzv, "dtype", np.float32) == np.float32
     result_xyzv = dwi_xyzv if in_place else np.empty(dwi_xyzv.shape, np.float32, order="F")

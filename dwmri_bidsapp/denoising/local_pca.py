@@ -77,7 +77,6 @@ def overcomplete_local_pca(
     mask_xyz: Tensor,
     contrasts_vk: Tensor | None = None,
     *,
-    device: str | torch.device = "cpu",
     out_vn: Tensor | None = None,
 ) -> Tensor:
     """Denoise all volumes together by local PCA with known noise.
@@ -90,8 +89,6 @@ def overcomplete_local_pca(
         (X, Y, Z) bool with N voxels.
     contrasts_vk
         (V, K) from :func:`angular_contrasts`, for the second look; none without it.
-    device
-        Where the eigendecompositions run.
     out_vn
         (V, N) float16 tensor for the result, made if not given.
 
@@ -104,9 +101,8 @@ def overcomplete_local_pca(
     edge = window_edge(n_volumes)
     result_vn = torch.empty(snr_vn.shape, dtype=torch.float16) if out_vn is None else out_vn
     contrasts_vk = torch.zeros(n_volumes, 0) if contrasts_vk is None else contrasts_vk
-    contrasts_vk = contrasts_vk.to(device)
     first = 0
-    total_nv, weight_n = torch.zeros((0, n_volumes), device=device), torch.zeros(0, device=device)
+    total_nv, weight_n = torch.zeros((0, n_volumes)), torch.zeros(0)
     # the other half of the windows would double the time, and hardly lower the error
     windows_ws = cut_windows(mask_xyz, edge, edge // 2, staggered=True)
     for new_first, rows_nv, index_ws in slabs(snr_vn, windows_ws, VALUES_AT_ONCE):
@@ -116,7 +112,6 @@ def overcomplete_local_pca(
         total_nv = torch.cat([total_nv[done:], total_nv.new_zeros((fresh, n_volumes))])
         weight_n = torch.cat([weight_n[done:], weight_n.new_zeros(fresh)])
         first = new_first
-        rows_nv, index_ws = rows_nv.to(device), index_ws.to(device)
         inside_ws = index_ws >= 0
         estimate_wsv, rank_w = _project(rows_nv, index_ws, contrasts_vk)
         # simple windows are the better witnesses (Manjon 2013, eq. 6)
@@ -129,7 +124,7 @@ def overcomplete_local_pca(
 
 
 def _mean(total_nv: Tensor, weight_n: Tensor) -> Tensor:
-    return (total_nv / weight_n[:, None]).half().T.cpu()
+    return (total_nv / weight_n[:, None]).half().T
 
 
 def _project(data_nv: Tensor, index_ws: Tensor, contrasts_vk: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +151,7 @@ def _angular_components(
     shared_wvk = kept_wvv.mT @ contrasts_vk
     left_wvk = contrasts_vk - kept_wvv @ shared_wvk
     # moments of what is left of the contrasts, from those of the window: the kept components are eigenvectors of it
-    length_wkk = torch.eye(contrasts_vk.shape[1], device=cov_wvv.device) - shared_wvk.mT @ shared_wvk
+    length_wkk = torch.eye(contrasts_vk.shape[1]) - shared_wvk.mT @ shared_wvk
     cov_wkk = contrasts_vk.T @ cov_wvv @ contrasts_vk - shared_wvk.mT @ (values_wv[:, :, None] * shared_wvk)
     length_wk, axes_wkk = eigh(length_wkk)
     scale_wk = torch.where(length_wk > LEAST_LEFT, length_wk.clamp(min=LEAST_LEFT).rsqrt(), 0.0)

@@ -75,7 +75,7 @@ def pretrain(
     Parameters
     ----------
     model
-        On the device of the runs.
+        On any device; batches are brought there.
     runs
         At least one.
     criterion
@@ -96,7 +96,8 @@ def pretrain(
         The training diverged.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    scaler = torch.amp.GradScaler(runs[0].context.device.type, enabled=precision.scales_loss)
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.scales_loss)
     samplers = [PatchSampler(run.context, run.mask_xyz, patch_size, generator) for run in runs]
     error = base_error = 0.0
     model.train()
@@ -104,8 +105,9 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * one_cycle(step, steps)
         chosen = torch.randint(len(runs), (batch_size,), generator=generator).tolist()
-        inputs, coordinates, target, mask, weight = _batch(runs, samplers, chosen, patch_size)
-        with torch.autocast(inputs.device.type, precision.autocast, enabled=precision.autocast is not None):
+        parts = _batch(runs, samplers, chosen, patch_size)
+        inputs, coordinates, target, mask, weight = (part.to(device) for part in parts)
+        with torch.autocast(device.type, precision.autocast, enabled=precision.autocast is not None):
             prediction = model(inputs, coordinates)
         prediction = prediction.float()
         loss = criterion(prediction * weight, target * weight, mask)

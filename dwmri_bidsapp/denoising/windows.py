@@ -137,7 +137,7 @@ def eigvalsh(matrices_bvv: Tensor) -> Tensor:
 
 def _in_shares(function: Callable[[Tensor], Any], matrices_bvv: Tensor) -> list[Any]:
     """Results for a share of the batch per thread: LAPACK takes one small matrix after the other on one thread."""
-    parts = matrices_bvv.chunk(1 if matrices_bvv.is_cuda else torch.get_num_threads())
+    parts = matrices_bvv.chunk(torch.get_num_threads())
     if len(parts) == 1:
         return [function(matrices_bvv)]
     return list(_threads(len(parts)).map(function, parts))
