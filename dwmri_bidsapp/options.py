@@ -26,6 +26,7 @@ PARTS = {
     "context": "the other channels: the base takes their place",
     "local-pca": "the mean with the overcomplete local PCA",
     "second-look": "the second look of that local PCA at angular contrast",
+    "twicing": "giving back what the residuals of a shell have in common",
     "fusion": "the network that fuses the estimates: their weighted mean takes its place",
 }
 """Parts of the method that can be left out, to measure what they are worth; first those that weights contain."""

@@ -233,7 +233,7 @@ def test_the_result_is_the_mean_with_the_local_pca(
     """Without it, without its second look, and with both: the three differ by what was left out."""
 
     def result(*left_out: str) -> NDArray[np.float32]:
-        options = dataclasses.replace(UNTRAINED, leave_out=left_out)
+        options = dataclasses.replace(UNTRAINED, leave_out=(*left_out, "twicing"))
         found = denoise(
             noisy, phantom.gradients, phantom.mask_xyz, options, sigma_xyz=sigma_xyz, device="cpu"
         )
@@ -257,6 +257,22 @@ def test_the_result_is_the_mean_with_the_local_pca(
             assert each.mean() == pytest.approx(share, abs=0.01) and 0.3 <= share <= 1.0
     assert shares[0] == {} and len(shares[1]) == len(phantom.gradients.shell_bvals)
     assert np.abs(result() - result("second-look")).mean() > 0.01
+
+
+def test_twicing_changes_weighted_volumes_that_are_blended(
+    phantom: Phantom, noisy: NDArray[np.float32]
+) -> None:
+    def result(blend: bool, *left_out: str) -> NDArray[np.float32]:
+        options = dataclasses.replace(UNTRAINED, blend=blend, leave_out=left_out)
+        return denoise(noisy, phantom.gradients, phantom.mask_xyz, options, device="cpu").dwi_xyzv
+
+    found, without = result(True), result(True, "twicing")
+    b0 = phantom.gradients.b0
+    assert np.array_equal(found[..., b0], without[..., b0])
+    changed = (found != without)[phantom.mask_xyz][:, ~b0]
+    assert changed.mean() > 0.9
+    assert errors(found, phantom)[~b0].mean() < 1.01 * errors(without, phantom)[~b0].mean()
+    assert np.array_equal(result(False), result(False, "twicing")), "a blind result stays blind"
 
 
 @pytest.mark.parametrize(("n_dwi", "edge"), [(57, 2), (58, 3)])

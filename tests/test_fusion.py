@@ -67,20 +67,23 @@ def test_result_is_the_fused_estimate_and_a_share_of_the_local_pca(tmp_path: Pat
     phantom, data, sigma_xyz = noisy_phantom()
     mask_xyz, gradients = phantom.mask_xyz, phantom.gradients
 
-    def result(**changes: object) -> tuple[NDArray[np.float32], dict]:
-        options = dataclasses.replace(START, init=weights_file(tmp_path, 1.0), **changes)
+    def result(*left_out: str) -> tuple[NDArray[np.float32], dict]:
+        options = dataclasses.replace(
+            START, init=weights_file(tmp_path, 1.0), leave_out=("twicing", *left_out)
+        )
         found = denoise(data, gradients, mask_xyz, options, sigma_xyz=sigma_xyz, device="cpu")
         return found.dwi_xyzv[mask_xyz] / sigma_xyz[mask_xyz][:, None], found.info
 
-    mean_nv, without = result(leave_out=("fusion",))
+    mean_nv, without = result("fusion")
     found_nv, info = result()
     snr = to_snr_units(signals_of(data, mask_xyz), sigma_xyz[mask_xyz])
     mask = torch.from_numpy(mask_xyz[bounding_box(mask_xyz)])
     pca_nv = overcomplete_local_pca(snr, mask, angular_contrasts(gradients)).float().T.numpy()
     b0 = int(np.flatnonzero(gradients.b0)[0])
-    np.testing.assert_allclose(mean_nv[:, b0], pca_nv[:, b0], atol=0.02)
+    # results are held in 16 bits: near 60 the step is 0.03
+    np.testing.assert_allclose(mean_nv[:, b0], pca_nv[:, b0], atol=0.02, rtol=1e-3)
     np.testing.assert_allclose(
-        found_nv[:, b0], pca_nv[:, b0] + 1, atol=0.02, err_msg="nothing predicts a single b=0"
+        found_nv[:, b0], pca_nv[:, b0] + 1, atol=0.02, rtol=1e-3, err_msg="nothing predicts a single b=0"
     )
     mean_nv, found_nv, pca_nv = (values[:, gradients.dwi] for values in (mean_nv, found_nv, pca_nv))
     share = info["local_pca_share"]["1000"]

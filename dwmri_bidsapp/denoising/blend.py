@@ -102,12 +102,12 @@ def error_variance(
     return regular + believed * total
 
 
-def box_mean(image_xyz: Tensor) -> Tensor:
-    """Mean over the cube around each voxel that speaks for a local excess; zero outside the image."""
+def box_mean(image_xyz: Tensor, radius: int = LOCAL_RADIUS) -> Tensor:
+    """Mean over the cube around each voxel, as far as ``radius``; zero outside the image."""
     for axis, n in enumerate(image_xyz.shape):
         total = image_xyz.clone()
-        for step in range(1, min(LOCAL_RADIUS, n - 1) + 1):
+        for step in range(1, min(radius, n - 1) + 1):
             total.narrow(axis, step, n - step).add_(image_xyz.narrow(axis, 0, n - step))
             total.narrow(axis, 0, n - step).add_(image_xyz.narrow(axis, step, n - step))
         image_xyz = total
-    return image_xyz / (2 * LOCAL_RADIUS + 1) ** 3
+    return image_xyz / (2 * radius + 1) ** 3

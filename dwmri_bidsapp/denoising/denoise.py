@@ -27,6 +27,7 @@ from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, noise_of_signals
 from .reconstruct import Reconstruction
 from .train import Progress, Training, train
+from .twicing import Twicing
 from .voxels import Series, Storage, give_back_memory, keeping_memory, signals_of
 
 # float16 holds SNR units; more than this is no noise at all
@@ -232,15 +233,29 @@ def _denoise(
         contrasts_vk = None if "second-look" in options.leave_out else angular_contrasts(gradients)
         pca_vn = overcomplete_local_pca(snr_vn, mask, contrasts_vk, out_vn=storage.tensor(snr_vn.shape))
     watch.lap("local_pca")
+    twicing = None
+    if options.blend and "twicing" not in options.leave_out:
+        twicing = Twicing(gradients, context.voxels)
+    for volume in range(gradients.n_volumes):
+        if volume in roles.passed:
+            continue
+        rebuild = reconstruction.values_unpredicted if volume in roles.pca_only else reconstruction.values
+        rebuilt_n = rebuild(volume, pca_vn[volume].float().to(device))
+        if twicing is not None:
+            twicing.learn(volume, context.snr_vn[volume], rebuilt_n)
+        # in place of the prediction, which no other volume needs
+        context.base_vn[volume] = rebuilt_n
+    if twicing is not None:
+        twicing.finish()
     in_place = overwrite and getattr(dwi_xyzv, "dtype", np.float32) == np.float32
     result_xyzv = dwi_xyzv if in_place else np.empty(dwi_xyzv.shape, np.float32, order="F")
     for volume in range(gradients.n_volumes):
         image_xyz = np.array(dwi_xyzv[..., volume], dtype=np.float32)
         signal_n = image_xyz[mask_xyz]
         if volume not in roles.passed:
-            values_n = pca_vn[volume].float()
-            rebuild = reconstruction.values_unpredicted if volume in roles.pca_only else reconstruction.values
-            values_n = rebuild(volume, values_n.to(device))
+            values_n = context.base_vn[volume].float()
+            if twicing is not None:
+                values_n += twicing.given_back(volume)
             signal_n = values_n.cpu().numpy() * sigma_n
         if options.bias_correction == "rician":
             signal_n = correct_rician_bias(signal_n, sigma_n)

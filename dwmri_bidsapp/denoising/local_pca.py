@@ -43,18 +43,20 @@ def window_edge(n_volumes: int) -> int:
     return edge
 
 
-def angular_contrasts(gradients: Gradients) -> Tensor:
+def angular_contrasts(gradients: Gradients, *, with_mean: bool = False) -> Tensor:
     """Contrasts between the directions of a shell that vary as slowly over the sphere as a tensor does.
 
     Parameters
     ----------
     gradients
         The gradient table of the V volumes.
+    with_mean
+        Whether the mean of each of these shells is a column as well.
 
     Returns
     -------
     Tensor
-        (V, K) orthonormal columns of mean zero in each shell: the second-order harmonics on its directions. Shells of
+        (V, K) orthonormal columns, of mean zero in each shell: the second-order harmonics on its directions. Shells of
         no more than six directions have none, and K may be 0.
     """
     columns = [np.zeros((gradients.n_volumes, 0))]
@@ -66,6 +68,8 @@ def angular_contrasts(gradients: Gradients) -> Tensor:
         forms = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
         vectors, lengths, _ = np.linalg.svd(forms - forms.mean(axis=0), full_matrices=False)
         vectors = vectors[:, lengths > 1e-3 * lengths[0]]
+        if with_mean:
+            vectors = np.column_stack([np.full(len(members), len(members) ** -0.5), vectors])
         contrast = np.zeros((gradients.n_volumes, vectors.shape[1]))
         contrast[members] = vectors
         columns.append(contrast)
