@@ -118,6 +118,15 @@ def _fusion(method: DenoiseOptions) -> str:
     )
 
 
+def _twicing(method: DenoiseOptions) -> str:
+    if "twicing" in method.leave_out:
+        return ""
+    return (
+        "of what the residuals of each shell had in common in their mean and second-order harmonics, averaged over "
+        "neighbouring voxels, a share was added to the result; "
+    )
+
+
 def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     loss = {
         "edge-aware": f"EdgeAwareLoss (alpha={method.alpha:g}, beta={method.beta:g})",
@@ -138,7 +147,8 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     blend = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
         "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; "
-        f"{_fusion(method)}a single *b*=0 volume, which no other volume predicts, was denoised without a prediction. "
+        f"{_fusion(method)}{_twicing(method)}a single *b*=0 volume, which no other volume predicts, was denoised "
+        "without a prediction. "
         if method.blend
         else ""
     )

@@ -56,8 +56,8 @@ _METHOD = Markup(
     "linear edges only, so that its minimum is the noise-free image although the targets are noisy. The measurement "
     "was then given back its share where it is the better estimate, and the result was merged with a local principal "
     "component analysis, by a second network that had learnt it on simulated runs where the weights came with one. "
-    "Nothing was clipped; grid, orientation, b-values "
-    "and b-vectors are those of the input.</p>"
+    "Of what the residuals of a shell then had in common, in its mean and in slow contrasts between directions, a "
+    "share was given back. Nothing was clipped; grid, orientation, b-values and b-vectors are those of the input.</p>"
 )
 
 
