@@ -18,14 +18,14 @@ from torch import nn
 from .denoising.blind import BlindBase, blind_local_pca, bounding_box
 from .denoising.context import Context, build_context
 from .denoising.denoise import make_model, to_snr_units
-from .denoising.fusion import PREFIX, Estimates, make_fusion
+from .denoising.fusion import FUSION, SINGLE_B0, Estimates, make_fusion
 from .denoising.hardware import choose_precision
 from .denoising.local_pca import angular_contrasts, overcomplete_local_pca
 from .denoising.losses import make_loss
 from .denoising.noise import estimate_noise_level
 from .denoising.pretrain import Report, TrainingRun, pretrain
 from .denoising.reconstruct import Reconstruction
-from .denoising.voxels import signals_of
+from .denoising.voxels import Voxels, signals_of
 from .errors import BadDataError, InputOutputError, UsageError
 from .gradients import Gradients
 from .options import AUTOMATIC, DenoiseOptions
@@ -61,6 +61,8 @@ class PretrainingConfig:
         simulated runs, which alone have a clean target: weights without a fusion.
     fusion_motion_share, fusion_motion_mm
         Motion of these runs: in raw data the volumes fit each other less well than in those above.
+    single_b0_runs, single_b0_steps
+        The same for the network of a single b=0, with the motion of the fusion.
     random_seed
         Seed of everything.
     """
@@ -85,6 +87,8 @@ class PretrainingConfig:
     fusion_steps: int = 3000
     fusion_motion_share: float = 0.6
     fusion_motion_mm: float = 1.0
+    single_b0_runs: int = 240
+    single_b0_steps: int = 4000
     random_seed: int = 0
 
 
@@ -203,13 +207,32 @@ def draw_fusion_run(config: PretrainingConfig, index: int, model: nn.Module) -> 
     for volume in range(run.gradients.n_volumes):
         if volume in context.targets:
             mean[volume] = reconstruction.values(volume, pca[volume].float())
-        else:  # as in Reconstruction.values_unpredicted
+        else:  # a single b=0 has no prediction; it is one more example of what the local PCA leaves
             context.base_vn[volume] = pca[volume]
     estimates = (mean, context.snr_vn, context.base_vn, pca)
     volumes = torch.arange(run.gradients.n_volumes)
     seen = Estimates(context.voxels, lambda v: [estimate[v] for estimate in estimates], volumes)
     target = _in_snr_units(run.expected_xyzv, run)
     return TrainingRun(seen, context.voxels.mask_xyz, target, _error(mean, target, run.gradients))
+
+
+def draw_single_b0_run(config: PretrainingConfig, index: int) -> TrainingRun:
+    """Simulate one run of a single b=0, with the estimates of that volume."""
+    first = config.n_runs + config.fusion_runs
+    run = _simulate(config, first + index, config.fusion_motion_share, config.fusion_motion_mm)
+    b0 = int(np.flatnonzero(run.gradients.b0)[0])
+    kept = np.sort([b0, *np.flatnonzero(run.gradients.dwi)])
+    gradients = run.gradients.select(kept)
+    mask = torch.from_numpy(np.ascontiguousarray(run.mask_xyz[bounding_box(run.mask_xyz)]))
+    sigma_n = run.sigma_xyz[run.mask_xyz]
+    snr = to_snr_units(signals_of(run.noisy_xyzv[..., kept], run.mask_xyz), sigma_n)
+    place = int(np.flatnonzero(gradients.b0)[0])
+    measured_n = snr[place].clone()
+    pca_n = overcomplete_local_pca(snr, mask, angular_contrasts(gradients))[place].clone()
+    target = to_snr_units(signals_of(run.expected_xyzv[..., [b0]], run.mask_xyz), sigma_n)
+    seen = Estimates(Voxels(mask), lambda _: (pca_n, measured_n), torch.zeros(1, dtype=torch.long))
+    error = float((pca_n.float() - target[0].float()).square().mean())
+    return TrainingRun(seen, seen.voxels.mask_xyz, target, error)
 
 
 def _predicted(
@@ -252,9 +275,26 @@ def train_fusion(
     config: PretrainingConfig, runs: list[TrainingRun], *, device: str = "cpu", report: Report | None = None
 ) -> dict[str, torch.Tensor]:
     """Train the fusion on runs of :func:`draw_fusion_run`; its weights as they stand in a file of weights."""
-    fusion = make_fusion(config.random_seed)
-    trained = _train(fusion, config, runs, config.fusion_steps, "mse", device, report)
-    return {PREFIX + name: value for name, value in _state(trained).items()}
+    return _train_fusion(FUSION, config, runs, config.fusion_steps, device, report)
+
+
+def train_single_b0(
+    config: PretrainingConfig, runs: list[TrainingRun], *, device: str = "cpu", report: Report | None = None
+) -> dict[str, torch.Tensor]:
+    """The same for the network of a single b=0, on runs of :func:`draw_single_b0_run`."""
+    return _train_fusion(SINGLE_B0, config, runs, config.single_b0_steps, device, report)
+
+
+def _train_fusion(
+    prefix: str,
+    config: PretrainingConfig,
+    runs: list[TrainingRun],
+    steps: int,
+    device: str,
+    report: Report | None,
+) -> dict[str, torch.Tensor]:
+    trained = _train(make_fusion(config.random_seed, prefix), config, runs, steps, "mse", device, report)
+    return {prefix + name: value for name, value in _state(trained).items()}
 
 
 def _train(

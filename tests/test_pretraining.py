@@ -13,21 +13,25 @@ import torch
 from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.denoising import DenoiseOptions, denoise
 from dwmri_bidsapp.denoising.denoise import make_model
-from dwmri_bidsapp.denoising.fusion import PREFIX, make_fusion
+from dwmri_bidsapp.denoising.fusion import FUSION, SINGLE_B0, make_fusion
 from dwmri_bidsapp.errors import InputOutputError, UsageError
 from dwmri_bidsapp.options import shipped_weights
 from dwmri_bidsapp.pretraining import (
     PretrainingConfig,
     draw_fusion_run,
     draw_run,
+    draw_single_b0_run,
     measured_run,
     read_pretraining_config,
     train_fusion,
+    train_single_b0,
     train_weights,
 )
 from dwmri_bidsapp.simulation import add_noise, b0_signal, make_protocol, simulate_phantom
 
-TINY = PretrainingConfig(base_filters=8, n_runs=2, steps=250, batch_size=2, patch_size=12, fusion_steps=200)
+TINY = PretrainingConfig(
+    base_filters=8, n_runs=2, steps=250, batch_size=2, patch_size=12, fusion_steps=200, single_b0_steps=300
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,26 @@ def test_fusion_learns_from_runs_that_the_network_never_saw(runs: list) -> None:
     first = train_fusion(TINY, [run], report=lambda step, ratio: ratios.append(ratio))
     assert ratios[-1] < 0.99
     assert all(torch.equal(value, train_fusion(TINY, [run])[name]) for name, value in list(first.items())[:1])
-    assert first.keys() == {PREFIX + name for name in make_fusion(0).state_dict()}
+    assert first.keys() == {FUSION + name for name in make_fusion(0).state_dict()}
+
+
+def test_single_b0_learns_what_a_local_pca_leaves() -> None:
+    indices = [0, 1]
+    runs = [draw_single_b0_run(TINY, index) for index in indices]
+    for run, index in zip(runs, indices, strict=True):
+        pca_n, measured_n = run.context.of_volume(0)
+        again_n = draw_single_b0_run(TINY, index).context.of_volume(0)[0]
+        assert torch.equal(pca_n, again_n)
+        target_n = run.target_vn[0].float()
+        pca, measured = (float((n.float() - target_n).square().mean()) for n in (pca_n, measured_n))
+        assert pca < measured and run.error == pytest.approx(pca, rel=1e-3)
+        assert 0.8 < measured < 1.2, "the noise of the volume itself"
+    ratios: list[float] = []
+    first = train_single_b0(TINY, runs, report=lambda step, ratio: ratios.append(ratio))
+    assert ratios[-1] < 0.99
+    assert first.keys() == {SINGLE_B0 + name for name in make_fusion(0, SINGLE_B0).state_dict()}
+    again = train_single_b0(TINY, runs)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
 def test_a_training_that_diverged_is_not_written(runs: list) -> None:
@@ -125,6 +148,7 @@ def test_command_writes_weights_that_init_takes(tmp_path: Path, capsys: pytest.C
     config = tmp_path / "tiny.toml"
     config.write_text(
         "base_filters = 8\nbatch_size = 2\npatch_size = 12\nfusion_runs = 1\nfusion_steps = 2\nlearning_rate = 0.0001\n"
+        "single_b0_runs = 1\nsingle_b0_steps = 2\n"
     )
     out = tmp_path / "new" / "mine.pt"
     code = main(["train-weights", str(out), "--config-file", str(config), "--n-runs", "1", "--steps", "3"])
@@ -133,7 +157,9 @@ def test_command_writes_weights_that_init_takes(tmp_path: Path, capsys: pytest.C
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["SimulatedRuns"] == 1 and card["Configuration"]["steps"] == 3
     assert list(card["ErrorOverBlindBase"]) == ["3"] and list(card["FusionErrorOverMean"]) == ["2"]
-    assert any(name.startswith(PREFIX) for name in torch.load(out, weights_only=True))
+    assert list(card["SingleB0ErrorOverLocalPCA"]) == ["2"]
+    names = set(torch.load(out, weights_only=True))
+    assert all(any(name.startswith(prefix) for name in names) for prefix in (FUSION, SINGLE_B0))
     assert sorted(p.name for p in out.parent.iterdir()) == ["mine.json", "mine.pt"]
 
 

@@ -76,7 +76,8 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         weights = train_weights(config, runs, device=device, report=report)
         del runs[:], own[:]
         fusion, fusion_history = _fusion(config, weights, device)
-    weights |= fusion
+        single_b0, single_b0_history = _single_b0(config, device)
+    weights |= fusion | single_b0
     _write(namespace.out_file, weights, {
         "Description": "Weights of dwmri-bidsapp, made by its command train-weights",
         "GeneratedBy": {"Name": PACKAGE, "Version": __version__},
@@ -88,6 +89,7 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         "Seconds": round(time.perf_counter() - start),
         "ErrorOverBlindBase": history,
         "FusionErrorOverMean": fusion_history,
+        "SingleB0ErrorOverLocalPCA": single_b0_history,
     })  # fmt: skip
     print(f"{PACKAGE}: done: {namespace.out_file}", flush=True)
     return 0
@@ -132,6 +134,19 @@ def _fusion(
     )
     history, report = _course(config.fusion_steps, "the mean's")
     return train_fusion(config, runs, device=device, report=report), history
+
+
+def _single_b0(config: PretrainingConfig, device: str) -> tuple[dict[str, Any], dict[int, float]]:
+    """The same for the network of a single b=0."""
+    from ..pretraining import draw_single_b0_run, train_single_b0
+
+    if not (config.n_runs and config.single_b0_runs and config.single_b0_steps):
+        return {}, {}
+    runs = _simulated_runs(
+        config.single_b0_runs, " for a single b=0", lambda index: draw_single_b0_run(config, index)
+    )
+    history, report = _course(config.single_b0_steps, "the local PCA's")
+    return train_single_b0(config, runs, device=device, report=report), history
 
 
 def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:

@@ -20,7 +20,7 @@ from ..gradients import Gradients
 from ..options import DenoiseOptions, shipped_weights
 from .blind import blind_local_pca, bounding_box
 from .context import N_CHANNELS, N_COORDINATES, build_context
-from .fusion import PREFIX, make_fusion
+from .fusion import ESTIMATES, FUSION, SINGLE_B0, make_fusion
 from .hardware import choose_device, choose_precision
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
@@ -223,7 +223,8 @@ def _denoise(
         options.blend,
         floor_stays=options.bias_correction == "none",
         local_pca="local-pca" not in options.leave_out,
-        fusion=load_fusion(options, device),
+        fusion=load_fusion(options, FUSION, device),
+        single_b0=load_fusion(options, SINGLE_B0, device),
     )
     reconstruction.predict()
     watch.lap("prediction")
@@ -375,7 +376,8 @@ def make_model(options: DenoiseOptions) -> nn.Module:
         path = _weights_path(options)
         try:
             weights = _read(path)
-            model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(PREFIX)})
+            own = {name: value for name, value in weights.items() if not name.startswith(tuple(ESTIMATES))}
+            model.load_state_dict(own)
         except Exception as error:  # what is no weights file fails in many ways, IndexError among them
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(
@@ -395,17 +397,17 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_fusion(options: DenoiseOptions, device: torch.device) -> nn.Module | None:
-    """The fusion network that came with the weights of the options, if one did and is wanted."""
+def load_fusion(options: DenoiseOptions, prefix: str, device: torch.device) -> nn.Module | None:
+    """A network of :mod:`.fusion`, by its prefix, if one came with the weights of the options and is wanted."""
     if not options.fuses:
         return None
     weights = {
-        name.removeprefix(PREFIX): value
+        name.removeprefix(prefix): value
         for name, value in _read(_weights_path(options)).items()
-        if name.startswith(PREFIX)
+        if name.startswith(prefix)
     }
     if not weights:
         return None
-    fusion = make_fusion(options.random_seed)
+    fusion = make_fusion(options.random_seed, prefix)
     fusion.load_state_dict(weights)
     return fusion.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]

@@ -5,6 +5,9 @@ the measurement and to each other show where one of them errs: white noise is le
 Three convolutions see that. They are trained on simulated runs that the other network never saw, see
 :mod:`..pretraining`, and stay as they are on the user's run, which has no clean target.
 
+A single b=0, which no other volume predicts, has two estimates only, the local PCA and the measurement, and a network
+of its own: the local PCA leaves it most of its noise, and only its neighbours in space can take that away.
+
 Axes: ``b`` sample of a batch, ``v`` volume, ``n`` voxel of the mask.
 """
 
@@ -19,18 +22,18 @@ from torch import Tensor
 from .model import DenoiserNet
 from .voxels import Box, Voxels, batch
 
-N_ESTIMATES = 4
 FILTERS = 16
 DEPTH = 3
-PREFIX = "fusion."
-"""Of its weights, in a file of weights."""
+ESTIMATES = {"fusion.": 4, "single-b0.": 2}
+"""Number of estimates that each network sees, by the prefix of its weights in a file of weights."""
+FUSION, SINGLE_B0 = ESTIMATES
 
 
-def make_fusion(seed: int) -> DenoiserNet:
-    """The network with its initial weights, which returns the first estimate as it is."""
+def make_fusion(seed: int, prefix: str = FUSION) -> DenoiserNet:
+    """One of the networks with its initial weights, which returns the first estimate as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DenoiserNet(N_ESTIMATES, 1, FILTERS, DEPTH)
+        return DenoiserNet(ESTIMATES[prefix], 1, FILTERS, DEPTH)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Estimates:
     voxels
         The mask; outside of it, inputs are zero.
     of_volume
-        The four (N,) of a volume in SNR units: the mean of the blended prediction and the local PCA, the measurement,
-        the blind prediction, and the local PCA.
+        The estimates (N,) of a volume in SNR units: the mean of the blended prediction and the local PCA, the
+        measurement, the blind prediction, and the local PCA; of a single b=0 the local PCA and the measurement.
     targets
         Volumes that have them.
     """
@@ -62,7 +65,7 @@ class Estimates:
         return 1.0
 
     def inputs(self, volumes: Sequence[int], boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
-        """Inputs (B, 4, X, Y, Z), float32, and coordinates, of which there are none, (B, 0)."""
+        """Inputs (B, 4 or 2, X, Y, Z), float32, and coordinates, of which there are none, (B, 0)."""
         samples = []
         for volume, box in zip(volumes, boxes, strict=True):
             cut = self.voxels.cut(box)

@@ -5,6 +5,7 @@ Axes: ``v`` volume, ``n`` voxel of the mask, ``x y z`` space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,8 @@ class Reconstruction:
         Whether the result keeps the noise floor of magnitudes, which then counts as an error.
     local_pca
         Whether the local PCA gets a share.
-    fusion
-        Trained network of :mod:`.fusion`, if there is one; it needs the local PCA.
+    fusion, single_b0
+        Trained networks of :mod:`.fusion`, if there are any; they need the local PCA.
 
     Attributes
     ----------
@@ -68,6 +69,7 @@ class Reconstruction:
     floor_stays: bool = True
     local_pca: bool = True
     fusion: nn.Module | None = None
+    single_b0: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
@@ -78,7 +80,6 @@ class Reconstruction:
         self._variance_n = torch.zeros(len(self._voxels), device=self.context.device)
         self._n_dwi = 0
         self._count = box_mean(self._voxels.mask_xyz.float())
-        self._fusion_tiles = [] if self.fusion is None else self._tiles(self.fusion)
 
     def predict(self) -> None:
         """Replace the base of every target by the network's prediction, and calibrate the blending of each shell."""
@@ -106,13 +107,15 @@ class Reconstruction:
         mean_n = own_n + share * (pca_n - own_n)
         if self.fusion is None:
             return mean_n
-        fused_n = self._fused(volume, mean_n, p_n, pca_n)
+        fused_n = self._fused(self.fusion, volume, (mean_n, self._measured(volume), p_n, pca_n))
         share = self.pca_shares[volume] = fused_pca_share(error)
         return fused_n + share * (pca_n - fused_n)
 
     def values_unpredicted(self, volume: int, pca_n: Tensor) -> Tensor:
-        """The same for a volume that no other volume predicts: its local PCA stands in for what it lacks."""
-        return pca_n if self.fusion is None else self._fused(volume, pca_n, pca_n, pca_n)
+        """The same for a single b=0, which no other volume predicts."""
+        if self.single_b0 is None:
+            return pca_n
+        return self._fused(self.single_b0, volume, (pca_n, self._measured(volume)))
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
@@ -125,13 +128,10 @@ class Reconstruction:
             shells.setdefault(int(self.context.shell[volume]), []).append(share)
         return {shell: sum(shares) / len(shares) for shell, shares in shells.items()}
 
-    def _fused(self, volume: int, mean_n: Tensor, p_n: Tensor, pca_n: Tensor) -> Tensor:
-        assert self.fusion is not None
-        seen = Estimates(
-            self._voxels, lambda v: (mean_n, self._measured(v), p_n, pca_n), self.context.targets
-        )
+    def _fused(self, network: nn.Module, volume: int, estimates: Sequence[Tensor]) -> Tensor:
+        seen = Estimates(self._voxels, lambda _: estimates, self.context.targets)
         return self._voxels.gather(
-            predict_volume(self.fusion, seen, volume, self._fusion_tiles, self.precision)
+            predict_volume(network, seen, volume, self._tiles(network), self.precision)
         )
 
     def _tiles(self, model: nn.Module) -> list[tuple[Box, Box]]:
