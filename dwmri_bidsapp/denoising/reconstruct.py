@@ -80,6 +80,7 @@ class Reconstruction:
         self._variance_n = torch.zeros(len(self._voxels), device=self.context.device)
         self._n_dwi = 0
         self._count = box_mean(self._voxels.mask_xyz.float())
+        self._fusion_tiles = {net: self._tiles(net) for net in (self.fusion, self.single_b0) if net}
 
     def predict(self) -> None:
         """Replace the base of every target by the network's prediction, and calibrate the blending of each shell."""
@@ -131,7 +132,7 @@ class Reconstruction:
     def _fused(self, network: nn.Module, volume: int, estimates: Sequence[Tensor]) -> Tensor:
         seen = Estimates(self._voxels, lambda _: estimates, self.context.targets)
         return self._voxels.gather(
-            predict_volume(network, seen, volume, self._tiles(network), self.precision)
+            predict_volume(network, seen, volume, self._fusion_tiles[network], self.precision)
         )
 
     def _tiles(self, model: nn.Module) -> list[tuple[Box, Box]]:
