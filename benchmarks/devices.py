@@ -21,6 +21,7 @@ from typing import Any
 
 def measure(folder: Path, device_name: str, options: dict[str, Any], threads: int, repeats: int) -> None:
     """Denoise the run of a folder, and write the result and what it took beside it."""
+    import nibabel as nib
     import numpy as np
     import torch
 
@@ -29,7 +30,8 @@ def measure(folder: Path, device_name: str, options: dict[str, Any], threads: in
     from dwmri_bidsapp.options import DenoiseOptions
 
     torch.set_num_threads(threads)
-    noisy_xyzv, mask_xyz = np.load(folder / "noisy.npy"), np.load(folder / "mask.npy")
+    noisy_xyzv = nib.load(folder / "noisy.nii").get_fdata(dtype=np.float32)
+    mask_xyz = nib.load(folder / "mask.nii").get_fdata(dtype=np.float32) > 0
     gradients = load_gradients(folder / "bval", folder / "bvec", noisy_xyzv.shape[3])
     seconds, results = [], []
     for _ in range(repeats):
@@ -77,8 +79,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_run(run, folder)
-        np.save(folder / "noisy.npy", run.noisy_xyzv)
-        np.save(folder / "mask.npy", run.mask_xyz)
         print(
             "| device | steps | precision | first, s | again, s | stages, s | GPU, MB | same bits | difference, error |"
         )

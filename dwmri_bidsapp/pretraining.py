@@ -223,13 +223,12 @@ def draw_single_b0_run(config: PretrainingConfig, index: int) -> TrainingRun:
     b0 = int(np.flatnonzero(run.gradients.b0)[0])
     kept = np.sort([b0, *np.flatnonzero(run.gradients.dwi)])
     gradients = run.gradients.select(kept)
-    mask = torch.from_numpy(np.ascontiguousarray(run.mask_xyz[bounding_box(run.mask_xyz)]))
-    sigma_n = run.sigma_xyz[run.mask_xyz]
-    snr = to_snr_units(signals_of(run.noisy_xyzv[..., kept], run.mask_xyz), sigma_n)
+    mask = _cut_to_box(run.mask_xyz)
+    snr = _in_snr_units(run.noisy_xyzv[..., kept], run)
     place = int(np.flatnonzero(gradients.b0)[0])
     measured_n = snr[place].clone()
     pca_n = overcomplete_local_pca(snr, mask, angular_contrasts(gradients))[place].clone()
-    target = to_snr_units(signals_of(run.expected_xyzv[..., [b0]], run.mask_xyz), sigma_n)
+    target = _in_snr_units(run.expected_xyzv[..., [b0]], run)
     seen = Estimates(Voxels(mask), lambda _: (pca_n, measured_n), torch.zeros(1, dtype=torch.long))
     error = float((pca_n.float() - target[0].float()).square().mean())
     return TrainingRun(seen, seen.voxels.mask_xyz, target, error)
@@ -239,12 +238,16 @@ def _predicted(
     noisy_xyzv: np.ndarray, sigma_xyz: np.ndarray, mask_xyz: np.ndarray, gradients: Gradients, block: int
 ) -> tuple[Context, BlindBase]:
     """Context and blind base of a run, cut to the box of its mask."""
-    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[bounding_box(mask_xyz)]))
+    mask = _cut_to_box(mask_xyz)
     snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_xyz[mask_xyz])
     edge = DenoiseOptions(block=block).block_edge(gradients.n_volumes)
     base = blind_local_pca(snr, mask, block=edge)
     volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
     return build_context(snr, base.base_vn, mask, gradients, volumes.tolist()), base
+
+
+def _cut_to_box(mask_xyz: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask_xyz[bounding_box(mask_xyz)]))
 
 
 def _in_snr_units(signal_xyzv: np.ndarray, run: _Simulated) -> torch.Tensor:
