@@ -118,6 +118,14 @@ def _fusion(method: DenoiseOptions) -> str:
     )
 
 
+def _single_b0(method: DenoiseOptions) -> str:
+    return (
+        ", by a third such network that sees its principal components and the measurement"
+        if method.fuses
+        else ""
+    )
+
+
 def _twicing(method: DenoiseOptions) -> str:
     if "twicing" in method.leave_out:
         return ""
@@ -148,7 +156,7 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
         "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; "
         f"{_fusion(method)}{_twicing(method)}a single *b*=0 volume, which no other volume predicts, was denoised "
-        "without a prediction. "
+        f"without a prediction{_single_b0(method)}. "
         if method.blend
         else ""
     )
