@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nb
 import numpy as np
 import psutil
 import pytest
+from numpy.testing import assert_array_equal
 
 from dwmri_bidsapp.benchmark.cases import (
     NOISES,
     PROTOCOLS,
     Case,
     Run,
+    acquired_cases,
     default_cases,
     grid_of_cases,
     make_run,
@@ -408,6 +411,58 @@ def test_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert captured.out.splitlines()[-1] == f"dwmri-bidsapp: done: see {tmp_path}/out/summary.md"
 
 
+@pytest.fixture
+def acquired_file(run: Run, tmp_path: Path) -> Path:
+    """A run in files, with a value below zero, as interpolation makes them."""
+    signal_xyzv = run.clean_xyzv.copy()
+    signal_xyzv[0, 0, 0, 0] = -5.0
+    file = tmp_path / "sub-7_dwi.nii.gz"
+    nb.Nifti1Image(signal_xyzv, run.affine).to_filename(file)
+    np.savetxt(tmp_path / "sub-7_dwi.bval", run.gradients.bvals[None], fmt="%g")
+    np.savetxt(tmp_path / "sub-7_dwi.bvec", run.gradients.bvecs.T)
+    return file
+
+
+def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(acquired_file: Path, run: Run) -> None:
+    case, other = acquired_cases([acquired_file], snrs=[8.0], noises=["varying"], seeds=[3, 4])
+    assert (case.protocol, case.shape, case.voxel_size) == ("1+32x1000", (16, 18, 12), 3.0)
+    assert case.columns()["file"] == "sub-7_dwi.nii.gz"
+    found = make_run(case)
+    assert_array_equal(found.clean_xyzv, np.maximum(nb.load(acquired_file).get_fdata(dtype=np.float32), 0))
+    assert found.clean_xyzv[0, 0, 0, 0] == 0
+    median = np.median(run.clean_xyzv[..., 0][found.mask_xyz])
+    assert found.sigma_xyz[found.mask_xyz].mean() == pytest.approx(median / 8, rel=1e-3)
+    # far above the floor the noise is Gaussian
+    bright_xyz = found.mask_xyz & (found.clean_xyzv[..., 0] > median)
+    noise_n = (found.noisy_xyzv[..., 0] - found.clean_xyzv[..., 0])[bright_xyz] / found.sigma_xyz[bright_xyz]
+    assert noise_n.std() == pytest.approx(1, abs=0.1)
+    assert_array_equal(make_run(case).noisy_xyzv, found.noisy_xyzv)
+    assert (make_run(other).noisy_xyzv != found.noisy_xyzv).mean() > 0.9
+
+
+def test_command_on_an_acquired_run(acquired_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--acquired", str(acquired_file), "--method", "noisy", "leave-one-out"]
+    assert main(["benchmark", str(out), *arguments]) == 0
+    rows = read_table(out / "benchmark.tsv")
+    found = {(row["file"], row["family"], row["snr"], row["noise"], row["seed"]) for row in rows}
+    assert found == {("sub-7_dwi.nii.gz", "acquired", snr, "rician", "101") for snr in ("10", "20")}
+    assert "psnr_white" not in rows[0], "tissues are not known"
+    gains = [float(r["gain"]) for r in rows if (r["method"], r["shell"]) == ("leave-one-out", "dwi")]
+    assert min(gains) > 2
+    assert "## sub-7_dwi.nii.gz, 1+32x1000, b=0 SNR 10, rician" in (out / "summary.md").read_text()
+    assert (out / "figures" / "sub-7_dwi_1+32x1000_snr10_rician.png").exists()
+
+
+def test_an_acquired_run_without_its_gradients_is_refused(
+    acquired_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acquired_file.with_name("sub-7_dwi.bvec").unlink()
+    assert main(["benchmark", str(tmp_path / "out"), "--acquired", str(acquired_file)]) == 65
+    assert "sub-7_dwi.bvec" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_method_of_ours_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,6 +485,7 @@ def test_a_method_of_ours_that_fails_is_an_error(
         (["--variant", "odd"], "NAME:KEY=VALUE"),
         (["--threads", "0"], "at least one thread"),
         (["--protocol", "fast"], "6+60x2500"),
+        (["--acquired", "x.nii", "--shape", "brain", "--motion", "1"], "found --shape, --motion"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

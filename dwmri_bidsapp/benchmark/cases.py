@@ -7,7 +7,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..gradients import Gradients
+from ..gradients import Gradients, load_gradients
+from ..preparation import open_series, prepare_run, read_series
 from ..simulation import (
     Family,
     NoiseKind,
@@ -31,6 +32,7 @@ from ..simulation import (
 )
 
 Array = NDArray[np.float32]
+Masks = dict[str, NDArray[np.bool_]]
 Noise = Literal["rician", "varying", "chi", "zero-filled"]
 
 PROTOCOLS: dict[str, tuple[int, dict[float, int]]] = {
@@ -49,45 +51,53 @@ _MOST_TISSUE = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """One simulated run.
+    """One run: a simulated one, or an acquired one that noise is added to.
 
     Attributes
     ----------
     protocol
         Name in :data:`PROTOCOLS`, or numbers as for :func:`parse_protocol`.
     snr
-        b=0 SNR.
+        b=0 SNR; of an acquired run that of the median voxel of the brain.
     noise
         ``"rician"`` (the same everywhere), ``"varying"`` (Rician, uneven by its mean), ``"chi"`` (4 coils) or
         ``"zero-filled"`` (correlated).
     seed
         Of the anatomy, and, with everything else here, of the noise.
     family
-        ``"brain"`` or ``"geometric"``.
+        ``"brain"``, ``"geometric"`` or ``"acquired"``.
     shape
         Voxels along each axis; None for the whole brain.
     voxel_size
-        Edge of the voxels in mm.
+        Edge of the voxels in mm, of a cube of the same volume.
     motion
         Misalignment of the volumes in mm.
+    file
+        The acquired run, which stands for the truth.
     """
 
     protocol: str = "b1000"
     snr: float = 20.0
     noise: Noise = "varying"
     seed: int = 101
-    family: Family = "brain"
+    family: Family | Literal["acquired"] = "brain"
     shape: tuple[int, int, int] | None = _SMALL_SHAPE
     voxel_size: float = 2.0
     motion: float = 0.0
+    # the noise of simulated cases depends on how they are written, see make_run
+    file: Path | None = field(default=None, repr=False)
 
     def columns(self) -> dict[str, object]:
         """The case in a table."""
-        shape = "x".join(map(str, self.shape)) if self.shape else "brain"
-        return {**dataclasses.asdict(self), "shape": shape}
+        columns = dataclasses.asdict(self)
+        del columns["file"]
+        if self.file:
+            columns["file"] = self.file.name
+        return {**columns, "shape": "x".join(map(str, self.shape)) if self.shape else "brain"}
 
     def __str__(self) -> str:
-        return f"{self.family} {self.seed}, {self.protocol}, b=0 SNR {self.snr:g}, {self.noise}"
+        where = f"{self.file.name}, noise" if self.file else self.family
+        return f"{where} {self.seed}, {self.protocol}, b=0 SNR {self.snr:g}, {self.noise}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +113,8 @@ class Run:
     mask_xyz : (X, Y, Z) bool
         Brain.
     tissues_xyz : dict of (X, Y, Z) bool
-        Voxels that mostly are ``white``, ``grey``, ``csf`` or ``lesion``; tissues that are absent are left out.
+        Voxels that mostly are ``white``, ``grey``, ``csf`` or ``lesion``; tissues that are absent, or not known, are
+        left out.
     gradients, affine, kind
         Protocol, voxels to mm, and the noise for :func:`expected_magnitude`.
     """
@@ -113,7 +124,7 @@ class Run:
     expected_xyzv: Array
     sigma_xyz: Array
     mask_xyz: NDArray[np.bool_]
-    tissues_xyz: dict[str, NDArray[np.bool_]]
+    tissues_xyz: Masks
     gradients: Gradients
     affine: NDArray[np.float64]
     kind: NoiseKind
@@ -179,47 +190,115 @@ def grid_of_cases(
     ]
 
 
+def acquired_cases(
+    files: Sequence[Path], *, snrs: Sequence[float], noises: Sequence[Noise], seeds: Sequence[int]
+) -> list[Case]:
+    """Every combination of acquired runs with noise.
+
+    Parameters
+    ----------
+    files
+        Diffusion-weighted series (NIfTI), with their ``.bval`` and ``.bvec`` beside them.
+    snrs, noises, seeds
+        Of the noise that is added to them.
+
+    Raises
+    ------
+    BadDataError
+        A file that is missing, damaged, or does not fit the others.
+    """
+    cases = []
+    for file in files:
+        image = open_series(file)
+        gradients = load_gradients(*_gradient_files(file), image.shape[3])
+        counts = [(int((gradients.shell == s).sum()), round(b)) for s, b in enumerate(gradients.shell_bvals)]
+        protocol = "+".join([str(counts[0][0]), *[f"{n}x{b}" for n, b in counts[1:]]])
+        edge = round(float(np.prod(image.header.get_zooms()[:3])) ** (1 / 3), 2)
+        cases += [
+            Case(protocol, snr, noise, seed, "acquired", image.shape[:3], edge, file=file)
+            for noise, snr, seed in itertools.product(noises, snrs, seeds)
+        ]
+    return cases
+
+
 def make_run(case: Case) -> Run:
-    """Simulate a case.
+    """Simulate a case, or read it and add noise.
 
     Raises
     ------
     UsageError
         A protocol or noise that does not exist.
+    BadDataError
+        An acquired run that cannot be denoised.
     """
     if case.noise not in NOISES or case.snr <= 0:
         raise UsageError(f"expected noise of {NOISES} and an SNR above 0, found {case}")
-    n_b0, shells = parse_protocol(case.protocol)
     # one seed per case; crc32 because Python's own hash differs from process to process
     rng = np.random.default_rng([case.seed, zlib.crc32(repr(case).encode())])
+    return _with_noise(case, _acquire(case.file) if case.file else _simulate(case, rng), rng)
+
+
+@dataclass(frozen=True, eq=False)
+class _Clean:
+    """A run without noise, and its b=0 signal where its SNR is meant."""
+
+    clean_xyzv: Array
+    b0_signal: float
+    mask_xyz: NDArray[np.bool_]
+    tissues_xyz: Masks
+    gradients: Gradients
+    affine: NDArray[np.float64]
+
+
+def _simulate(case: Case, rng: np.random.Generator) -> _Clean:
+    n_b0, shells = parse_protocol(case.protocol)
     gradients = make_protocol(n_b0, shells, rng)
     phantom = simulate_phantom(
         gradients=gradients,
         seed=case.seed,
         shape=case.shape,
         voxel_size=case.voxel_size,
-        family=case.family,
+        family=case.family,  # type: ignore[arg-type]
         motion=case.motion,
     )
-    kind: NoiseKind = "rician" if case.noise == "varying" else case.noise
-    sigma_xyz = draw_sigma_map(
-        phantom.mask_xyz, b0_signal(phantom) / case.snr, rng, spread=_SPREADS[case.noise]
+    return _Clean(
+        phantom.clean_xyzv, b0_signal(phantom), phantom.mask_xyz, _tissues(phantom), gradients, phantom.affine
     )
-    noisy_xyzv, sigma_xyz = add_noise(phantom.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
+
+
+def _acquire(file: Path) -> _Clean:
+    """Read an acquired run; what interpolation made negative counts as no signal."""
+    prepared = prepare_run(file, *_gradient_files(file))
+    image = open_series(file)
+    clean_xyzv = np.maximum(read_series(image, file), 0.0)
+    mask_xyz, gradients = prepared.mask_xyz, prepared.gradients
+    b0 = float(np.median(clean_xyzv[..., gradients.b0].mean(axis=-1)[mask_xyz]))
+    return _Clean(clean_xyzv, b0, mask_xyz, {}, gradients, image.affine)
+
+
+def _gradient_files(file: Path) -> tuple[Path, Path]:
+    stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    return file.with_name(f"{stem}.bval"), file.with_name(f"{stem}.bvec")
+
+
+def _with_noise(case: Case, clean: _Clean, rng: np.random.Generator) -> Run:
+    kind: NoiseKind = "rician" if case.noise == "varying" else case.noise
+    sigma_xyz = draw_sigma_map(clean.mask_xyz, clean.b0_signal / case.snr, rng, spread=_SPREADS[case.noise])
+    noisy_xyzv, sigma_xyz = add_noise(clean.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
     return Run(
         noisy_xyzv=noisy_xyzv,
-        clean_xyzv=phantom.clean_xyzv,
-        expected_xyzv=expected_magnitude(phantom.clean_xyzv, sigma_xyz[..., None], kind),
+        clean_xyzv=clean.clean_xyzv,
+        expected_xyzv=expected_magnitude(clean.clean_xyzv, sigma_xyz[..., None], kind),
         sigma_xyz=sigma_xyz,
-        mask_xyz=phantom.mask_xyz,
-        tissues_xyz=_tissues(phantom),
-        gradients=gradients,
-        affine=phantom.affine,
+        mask_xyz=clean.mask_xyz,
+        tissues_xyz=clean.tissues_xyz,
+        gradients=clean.gradients,
+        affine=clean.affine,
         kind=kind,
     )
 
 
-def _tissues(phantom: Phantom) -> dict[str, NDArray[np.bool_]]:
+def _tissues(phantom: Phantom) -> Masks:
     shares = {
         "white": phantom.white_xyz,
         "grey": phantom.grey_xyz,

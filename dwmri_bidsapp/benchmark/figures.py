@@ -98,9 +98,8 @@ def error_figure(run: Run, examples: Mapping[str, Array], *, title: str = "") ->
 
 
 def _label(row: Row) -> str:
-    return f"{row['protocol']}, SNR {row['snr']:g}, {row['noise']}" + (
-        "" if row["family"] == "brain" else f", {row['family']}"
-    )
+    anatomy = row.get("file", "" if row["family"] == "brain" else row["family"])
+    return ", ".join(filter(None, [row["protocol"], f"SNR {row['snr']:g}", row["noise"], anatomy]))
 
 
 def _mean(rows: Sequence[Row], kind: str, method: str, comparison: str, measure: str) -> float:

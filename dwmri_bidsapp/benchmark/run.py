@@ -161,4 +161,5 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _slug(case: Case) -> str:
-    return f"{case.family}{case.seed}_{case.protocol}_snr{case.snr:g}_{case.noise}"
+    anatomy = case.file.name.split(".")[0] if case.file else f"{case.family}{case.seed}"
+    return f"{anatomy}_{case.protocol}_snr{case.snr:g}_{case.noise}"

@@ -18,10 +18,12 @@ _TISSUES = ("white", "grey", "csf", "lesion")
 COLUMNS: dict[str, str] = {
     "protocol": "Name of the protocol: few (1 b=0 + 13 at b=1000), b1000 (1 + 32), b2500 (6 + 60), "
     "shells (6 + 20/30/40 at b=1000/2000/3000), or numbers: 6+60x2500 is 6 b=0 + 60 at b=2500",
-    "snr": "Mean clean b=0 signal in white matter / mean sigma in the brain",
+    "file": "Acquired run that noise was added to, which stands for the clean signal",
+    "snr": "Mean clean b=0 signal in white matter / mean sigma in the brain; of an acquired run the median b=0 signal "
+    "of the brain / mean sigma",
     "noise": "rician (one sigma), varying (uneven sigma), chi (4 coils), zero-filled (correlated)",
-    "seed": "Seed of the anatomy",
-    "family": "Family of anatomies: brain (held out) or geometric (the one that weights are trained on)",
+    "seed": "Seed of the anatomy and the noise",
+    "family": "Family of anatomies: brain (held out) or geometric (the one that weights are trained on); or acquired",
     "shape": "Voxels along each axis, or brain for a whole brain",
     "voxel_size": "Edge of a voxel, mm",
     "motion": "Misalignment of the volumes, mm",
@@ -308,8 +310,9 @@ def _mean(group: Sequence[Row], method: str, comparison: str, column: str) -> fl
 def _kind(row: Row) -> str:
     """What a case is but for its seed."""
     moved = f", motion {row['motion']:g} mm" if row["motion"] else ""
+    file = f"{row['file']}, " if "file" in row else ""
     return (
-        f"{row['protocol']}, b=0 SNR {row['snr']:g}, {row['noise']}, {row['family']} {row['shape']} "
+        f"{file}{row['protocol']}, b=0 SNR {row['snr']:g}, {row['noise']}, {row['family']} {row['shape']} "
         f"of {row['voxel_size']:g} mm{moved}"
     )
 

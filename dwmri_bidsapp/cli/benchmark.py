@@ -1,4 +1,4 @@
-"""``benchmark``: denoisers side by side on simulated runs."""
+"""``benchmark``: denoisers side by side on simulated runs, or on acquired ones with more noise."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ _NOISES = ("rician", "varying", "chi", "zero-filled")
 _SEEDS = (101, 102)
 _ALL_SEEDS = (101, 102, 103, 104)
 _ALL_SNRS = (10.0, 20.0, 40.0)
+_ACQUIRED_SNRS = (10.0, 20.0)
+_OF_SIMULATED = ("protocol", "family", "shape", "voxel_size", "motion", "full", "quick")
 
 
 def build_benchmark_parser() -> argparse.ArgumentParser:
     """Return the parser of ``dwmri-bidsapp benchmark``."""
     parser = argparse.ArgumentParser(
         prog=f"{PACKAGE} benchmark",
-        description="Put denoisers side by side on simulated runs with known truth: tables and figures in OUT_DIR. "
-        "Without --protocol, --snr and --noise: each protocol, SNR and kind of noise in turn, the others "
-        "being 32 directions at b=1000, SNR 20, uneven Rician noise.",
+        description="Put denoisers side by side on simulated runs with known truth, or on acquired runs that noise "
+        "is added to: tables and figures in OUT_DIR. Without --acquired, --protocol, --snr and --noise: each protocol, "
+        "SNR and kind of noise in turn, the others being 32 directions at b=1000, SNR 20, uneven Rician noise.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -38,7 +40,21 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
         help=f"only these, in every combination: {', '.join(_PROTOCOLS)}, or numbers: 6+60x2500 is 6 b=0 volumes and "
         "60 directions at b=2500",
     )
-    add("--snr", nargs="+", type=float, metavar="SNR", help="of b=0 in white matter; every combination")
+    add(
+        "--acquired",
+        nargs="+",
+        type=Path,
+        metavar="DWI",
+        help="instead of simulated runs, these NIfTI files with .bval and .bvec beside them: each stands for the "
+        "truth, and noise is added to it; choose series of high SNR (default: b=0 SNR 10 and 20, rician, seed 101)",
+    )
+    add(
+        "--snr",
+        nargs="+",
+        type=float,
+        metavar="SNR",
+        help="of b=0 in white matter, of acquired runs that of the median voxel of the brain; every combination",
+    )
     add("--noise", nargs="+", choices=_NOISES, help="kinds of noise; every combination")
     add("--seed", nargs="+", type=int, default=None, help="seeds of the anatomies (default: 101 102)")
     add(
@@ -117,6 +133,8 @@ def _cases(namespace: argparse.Namespace) -> Any:
     """The grid that was asked for."""
     from ..benchmark.cases import default_cases, grid_of_cases, parse_protocol
 
+    if namespace.acquired:
+        return _acquired_cases(namespace)
     for protocol in namespace.protocol or ():
         parse_protocol(protocol)
     seeds = namespace.seed or _SEEDS
@@ -141,6 +159,22 @@ def _cases(namespace: argparse.Namespace) -> Any:
         seeds=seeds,
         families=namespace.family,
         **usual,
+    )
+
+
+def _acquired_cases(namespace: argparse.Namespace) -> Any:
+    from ..benchmark.cases import acquired_cases
+
+    usual = build_benchmark_parser()
+    given = [name for name in _OF_SIMULATED if getattr(namespace, name) != usual.get_default(name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"--acquired: expected no option of simulated runs beside it, found {options}")
+    return acquired_cases(
+        namespace.acquired,
+        snrs=namespace.snr or _ACQUIRED_SNRS,
+        noises=namespace.noise or ["rician"],
+        seeds=namespace.seed or _SEEDS[:1],
     )
 
 
