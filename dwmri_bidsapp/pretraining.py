@@ -139,8 +139,8 @@ def draw_protocol(rng: np.random.Generator) -> Gradients:
 
 
 @dataclass(frozen=True, eq=False)
-class _Simulated:
-    """A simulated run, with its mean over all noise."""
+class KnownRun:
+    """A simulated run (X, Y, Z, V), with its mean over all noise, and the noise level that it is scaled by."""
 
     noisy_xyzv: np.ndarray
     expected_xyzv: np.ndarray
@@ -149,7 +149,7 @@ class _Simulated:
     gradients: Gradients
 
 
-def _simulate(config: PretrainingConfig, index: int, motion_share: float, most_mm: float) -> _Simulated:
+def _simulate(config: PretrainingConfig, index: int, motion_share: float, most_mm: float) -> KnownRun:
     """Simulate one run; the same index gives the same run."""
     rng = np.random.default_rng([config.random_seed, index])
     gradients = draw_protocol(rng)
@@ -171,13 +171,17 @@ def _simulate(config: PretrainingConfig, index: int, motion_share: float, most_m
     noisy_xyzv, sigma_xyz = add_noise(clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
     expected_xyzv = expected_magnitude(clean_xyzv, sigma_xyz[..., None], kind)
     unit_xyz = sigma_xyz * np.float32(np.exp(rng.normal(0, config.sigma_error)))
-    return _Simulated(noisy_xyzv, expected_xyzv, unit_xyz, mask_xyz, gradients)
+    return KnownRun(noisy_xyzv, expected_xyzv, unit_xyz, mask_xyz, gradients)
 
 
 def draw_run(config: PretrainingConfig, index: int) -> TrainingRun:
     """Simulate one run for the network; the same index gives the same run."""
-    run = _simulate(config, index, config.motion_share, config.motion_mm)
-    context, base = _predicted(run.noisy_xyzv, run.sigma_xyz, run.mask_xyz, run.gradients, config.block)
+    return known_run(_simulate(config, index, config.motion_share, config.motion_mm), config.block)
+
+
+def known_run(run: KnownRun, block: int = AUTOMATIC) -> TrainingRun:
+    """A run whose truth is known, to learn from or to judge a network by; ``block`` as in :class:`DenoiseOptions`."""
+    context, base = _predicted(run.noisy_xyzv, run.sigma_xyz, run.mask_xyz, run.gradients, block)
     target = _in_snr_units(run.expected_xyzv, run)
     error = _error(base.base_vn, target, run.gradients)
     return TrainingRun(context, context.voxels.mask_xyz, target, error)
@@ -250,7 +254,7 @@ def _cut_to_box(mask_xyz: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask_xyz[bounding_box(mask_xyz)]))
 
 
-def _in_snr_units(signal_xyzv: np.ndarray, run: _Simulated) -> torch.Tensor:
+def _in_snr_units(signal_xyzv: np.ndarray, run: KnownRun) -> torch.Tensor:
     return to_snr_units(signals_of(signal_xyzv, run.mask_xyz), run.sigma_xyz[run.mask_xyz])
 
 

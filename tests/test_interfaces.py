@@ -304,6 +304,24 @@ def test_figures_stand_beside_the_sessions(tmp_path: Path) -> None:
     }
 
 
+def test_a_sink_does_not_read_its_source_to_know_whether_it_is_done(tmp_path: Path) -> None:
+    source, table = tmp_path / "sub-1_dwi.nii.gz", tmp_path / "x.tsv"
+    source.write_text("gigabytes")
+    table.write_text("a\n1\n")
+    sink = DerivativesDataSink(base_directory=str(tmp_path / "out"), desc="denoised", suffix="metrics")
+    sink.inputs.source_file, sink.inputs.in_file = str(source), str(table)
+
+    def hashed() -> str:
+        _, found = sink.inputs.get_hashval(hash_method="content")
+        return str(found)
+
+    before = hashed()
+    source.write_text("other gigabytes")
+    assert hashed() == before
+    table.write_text("a\n2\n")
+    assert hashed() != before
+
+
 def test_a_full_disk_while_sinking_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

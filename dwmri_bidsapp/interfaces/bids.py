@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nipype.interfaces.base import File, InputMultiObject
 from niworkflows.interfaces.bids import DerivativesDataSink as NiworkflowsDataSink
 
 from .base import recorded_errors
@@ -16,13 +17,24 @@ _IO_SPEC = json.loads(
 )
 
 
+class _SinkInputSpec(NiworkflowsDataSink.input_spec):  # type: ignore[misc,name-defined]
+    source_file = InputMultiObject(
+        File(exists=False),
+        hash_files=False,
+        mandatory=True,
+        desc="run whose entities name the output; only its name counts, and every sink would read gigabytes to hash it",
+    )
+
+
 class DerivativesDataSink(NiworkflowsDataSink):
     """Write a file under its BIDS name, with the entities of its source.
 
     Unlike niworkflows', it writes straight into ``base_directory``, keeps ``part`` (magnitude and
-    phase would get one name), knows ``dwimap``, metrics and time series, and leaves headers alone.
+    phase would get one name), knows ``dwimap``, metrics and time series, leaves headers alone, and does not
+    read its source.
     """
 
+    input_spec = _SinkInputSpec
     out_path_base = ""
     _config_entities = frozenset(entity["name"] for entity in _IO_SPEC["entities"])
     _config_entities_dict = _IO_SPEC["entities"]
