@@ -112,7 +112,8 @@ def _training(record: RunRecord) -> list[Finding]:
     history = [
         row["heldout_loss"] for row in record.history() if row.get("heldout_loss") == row.get("heldout_loss")
     ]
-    falling = len(history) > 4 and history[-1] < min(history[:-2]) - 0.02 * (start - 1)
+    # a rate that decays to nothing always ends in a small fall, which more steps do not prolong
+    falling = len(history) > 4 and history[-1] < min(history[:-2]) - 0.25 * (history[0] - history[-1])
     if falling and record.info.get("stop_reason") == "max-steps":
         return [
             Finding("The held-out error was still falling when training ended.", "give it more --max-steps")
