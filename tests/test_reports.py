@@ -262,13 +262,14 @@ def test_good_numbers_worry_nobody(tmp_path: Path) -> None:
 
 
 def test_training_that_was_cut_short_is_noticed(tmp_path: Path) -> None:
-    record = record_with(tmp_path, info={**INFO, "stop_reason": "max-steps"})
-    path = record.metrics_file.with_name("sub-01_desc-training_timeseries.tsv")
     falling, level = (2.0, 1.8, 1.6, 1.4, 1.2, 1.0), (2.0, 1.2, 1.12, 1.11, 1.11, 1.11)
     # from shipped weights, as of a phantom of 288 volumes: small, and the rate has decayed
     from_weights = (1.0146, 1.0069, 1.0060, 1.0053, 1.0053)
     said = []
     for losses in (falling, level, from_weights):
+        ends = {"heldout_loss_start": losses[0], "heldout_loss_end": losses[-1]}
+        record = record_with(tmp_path, info={**INFO, "stop_reason": "max-steps", **ends})
+        path = record.metrics_file.with_name("sub-01_desc-training_timeseries.tsv")
         path.write_text(
             "step\theldout_loss\n" + "".join(f"{i}\t{loss}\n" for i, loss in enumerate(losses)) + "9\tn/a\n"
         )
