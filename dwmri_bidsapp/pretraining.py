@@ -83,8 +83,8 @@ class PretrainingConfig:
     motion_share: float = 0.2
     motion_mm: float = 0.5
     sigma_error: float = 0.03
-    fusion_runs: int = 120
-    fusion_steps: int = 3000
+    fusion_runs: int = 200
+    fusion_steps: int = 9000
     fusion_motion_share: float = 0.6
     fusion_motion_mm: float = 1.0
     single_b0_runs: int = 240
