@@ -17,7 +17,7 @@ _IO_SPEC = json.loads(
 )
 
 
-class _SinkInputSpec(NiworkflowsDataSink.input_spec):  # type: ignore[misc,name-defined]
+class _SinkInputSpec(NiworkflowsDataSink.input_spec):
     source_file = InputMultiObject(
         File(exists=False),
         hash_files=False,
