@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from dwmri_bidsapp.benchmark.cases import Case, make_run
-from dwmri_bidsapp.denoising.context import Context
+from dwmri_bidsapp.denoising.context import Context, places_by_index
 from dwmri_bidsapp.denoising.denoise import make_model
 from dwmri_bidsapp.denoising.hardware import choose_precision
 from dwmri_bidsapp.denoising.losses import make_loss
@@ -67,9 +66,7 @@ def held_out_run(case: Case) -> TrainingRun:
 def seen_without(context: Context, leave_out: list[str]) -> Context:
     """The same run as a network without some part sees it."""
     if "q-space" in leave_out:
-        places = torch.zeros_like(context.coordinates_vck)
-        places[:, :3, 0] = torch.arange(len(places))[:, None]
-        places[:, 3:, 0] = context.neighbours
+        places = torch.as_tensor(places_by_index(context.neighbours.numpy()), dtype=torch.float32)
         context = dataclasses.replace(context, coordinates_vck=places)
     return dataclasses.replace(context, leave_out=leave_out)
 
@@ -97,8 +94,7 @@ def measure(
     parts = list(variant.get("leave_out", []))
 
     def see(given: list[TrainingRun]) -> list[TrainingRun]:
-        context: Callable[[TrainingRun], Any] = lambda run: seen_without(run.context, parts)  # noqa: E731
-        return [dataclasses.replace(run, context=context(run)) for run in given]
+        return [dataclasses.replace(run, context=seen_without(run.context, parts)) for run in given]
 
     config = PretrainingConfig()
     options = DenoiseOptions(init="random", random_seed=seed, **variant)
@@ -140,11 +136,10 @@ def main() -> None:
                 line = {"variant": name, "seed": seed, "errors": [round(error, 4) for error in errors]}
                 print(json.dumps(line), flush=True)
     reference = found.get("complete", {})
-    print("\n| network | error over the base's | ratio to the complete one |\n|---|---|---|")
+    print("\n| network | error over the base's | ratio to the complete one, seed by seed |\n|---|---|---|")
     for name, errors_of in found.items():
-        ratios = [error / reference[seed] for seed, error in errors_of.items() if seed in reference]
-        cell = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else ""
-        print(f"| {name} | {np.mean(list(errors_of.values())):.3f} | {cell} |")
+        ratios = [f"{errors_of[seed] / reference[seed]:.3f}" for seed in errors_of if seed in reference]
+        print(f"| {name} | {np.mean(list(errors_of.values())):.3f} | {', '.join(ratios)} |")
 
 
 if __name__ == "__main__":

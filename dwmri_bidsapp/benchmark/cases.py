@@ -235,22 +235,10 @@ def make_run(case: Case) -> Run:
         raise UsageError(f"expected noise of {NOISES} and an SNR above 0, found {case}")
     # one seed per case; crc32 because Python's own hash differs from process to process
     rng = np.random.default_rng([case.seed, zlib.crc32(repr(case).encode())])
-    return _with_noise(case, _acquire(case.file) if case.file else _simulate(case, rng), rng)
+    return _acquired_run(case, case.file, rng) if case.file else _simulated_run(case, rng)
 
 
-@dataclass(frozen=True, eq=False)
-class _Clean:
-    """A run without noise, and its b=0 signal where its SNR is meant."""
-
-    clean_xyzv: Array
-    b0_signal: float
-    mask_xyz: NDArray[np.bool_]
-    tissues_xyz: Masks
-    gradients: Gradients
-    affine: NDArray[np.float64]
-
-
-def _simulate(case: Case, rng: np.random.Generator) -> _Clean:
+def _simulated_run(case: Case, rng: np.random.Generator) -> Run:
     n_b0, shells = parse_protocol(case.protocol)
     gradients = make_protocol(n_b0, shells, rng)
     phantom = simulate_phantom(
@@ -261,19 +249,26 @@ def _simulate(case: Case, rng: np.random.Generator) -> _Clean:
         family=case.family,  # type: ignore[arg-type]
         motion=case.motion,
     )
-    return _Clean(
-        phantom.clean_xyzv, b0_signal(phantom), phantom.mask_xyz, _tissues(phantom), gradients, phantom.affine
+    return _with_noise(
+        case,
+        rng,
+        phantom.clean_xyzv,
+        b0_signal(phantom),
+        phantom.mask_xyz,
+        _tissues(phantom),
+        gradients,
+        phantom.affine,
     )
 
 
-def _acquire(file: Path) -> _Clean:
+def _acquired_run(case: Case, file: Path, rng: np.random.Generator) -> Run:
     """Read an acquired run; what interpolation made negative counts as no signal."""
     prepared = prepare_run(file, *_gradient_files(file))
     image = open_series(file)
     clean_xyzv = np.maximum(read_series(image, file), 0.0)
     mask_xyz, gradients = prepared.mask_xyz, prepared.gradients
     b0 = float(np.median(clean_xyzv[..., gradients.b0].mean(axis=-1)[mask_xyz]))
-    return _Clean(clean_xyzv, b0, mask_xyz, {}, gradients, image.affine)
+    return _with_noise(case, rng, clean_xyzv, b0, mask_xyz, {}, gradients, image.affine)
 
 
 def _gradient_files(file: Path) -> tuple[Path, Path]:
@@ -281,19 +276,29 @@ def _gradient_files(file: Path) -> tuple[Path, Path]:
     return file.with_name(f"{stem}.bval"), file.with_name(f"{stem}.bvec")
 
 
-def _with_noise(case: Case, clean: _Clean, rng: np.random.Generator) -> Run:
+def _with_noise(
+    case: Case,
+    rng: np.random.Generator,
+    clean_xyzv: Array,
+    b0: float,
+    mask_xyz: NDArray[np.bool_],
+    tissues_xyz: Masks,
+    gradients: Gradients,
+    affine: NDArray[np.float64],
+) -> Run:
+    """The run of a case, whose SNR is that of a b=0 signal ``b0``."""
     kind: NoiseKind = "rician" if case.noise == "varying" else case.noise
-    sigma_xyz = draw_sigma_map(clean.mask_xyz, clean.b0_signal / case.snr, rng, spread=_SPREADS[case.noise])
-    noisy_xyzv, sigma_xyz = add_noise(clean.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
+    sigma_xyz = draw_sigma_map(mask_xyz, b0 / case.snr, rng, spread=_SPREADS[case.noise])
+    noisy_xyzv, sigma_xyz = add_noise(clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
     return Run(
         noisy_xyzv=noisy_xyzv,
-        clean_xyzv=clean.clean_xyzv,
-        expected_xyzv=expected_magnitude(clean.clean_xyzv, sigma_xyz[..., None], kind),
+        clean_xyzv=clean_xyzv,
+        expected_xyzv=expected_magnitude(clean_xyzv, sigma_xyz[..., None], kind),
         sigma_xyz=sigma_xyz,
-        mask_xyz=clean.mask_xyz,
-        tissues_xyz=clean.tissues_xyz,
-        gradients=clean.gradients,
-        affine=clean.affine,
+        mask_xyz=mask_xyz,
+        tissues_xyz=tissues_xyz,
+        gradients=gradients,
+        affine=affine,
         kind=kind,
     )
 

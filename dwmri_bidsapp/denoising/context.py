@@ -154,18 +154,23 @@ def build_context(
     for volume, s in enumerate(shell.tolist()):
         shell_sum[s] += snr_vn[volume]
     neighbours = torch.as_tensor(nearest_in_shell(gradients, N_NEIGHBOURS))
-    places = _indices if "q-space" in leave_out else _coordinates
-    coordinates = torch.as_tensor(places(gradients, neighbours.numpy()), dtype=torch.float32)
+    by_index = "q-space" in leave_out
+    places = places_by_index(neighbours.numpy()) if by_index else _coordinates(gradients, neighbours.numpy())
+    coordinates = torch.as_tensor(places, dtype=torch.float32)
     where = torch.as_tensor(list(targets))
     return Context(
         Voxels(mask_xyz), snr_vn, base_vn, shell_sum, shell, neighbours, coordinates, where, leave_out
     )
 
 
-def _indices(gradients: Gradients, neighbours_vn: np.ndarray) -> np.ndarray:
-    """Number of each channel's volume in the series, as it would be encoded without q-space, (V, 9, 2)."""
-    places = np.zeros((gradients.n_volumes, N_CHANNELS, N_COORDINATES))
-    places[:, :3, 0] = np.arange(gradients.n_volumes)[:, None]
+def places_by_index(neighbours_vn: np.ndarray) -> np.ndarray:
+    """Number of each channel's volume in the series, as it would be encoded without q-space, (V, 9, 2).
+
+    ``neighbours_vn`` are the (V, 6) nearest volumes of each.
+    """
+    n_volumes = len(neighbours_vn)
+    places = np.zeros((n_volumes, N_CHANNELS, N_COORDINATES))
+    places[:, :3, 0] = np.arange(n_volumes)[:, None]
     places[:, 3:, 0] = neighbours_vn
     return places
 
