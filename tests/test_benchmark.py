@@ -1,4 +1,4 @@
-"""The benchmark: right scores on known cases, an exact leave-one-out, fair processes, and the whole command."""
+"""The benchmark: an exact leave-one-out, fair processes, tables and figures, and the whole command."""
 
 from __future__ import annotations
 
@@ -10,41 +10,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nb
 import numpy as np
 import psutil
 import pytest
-from numpy.testing import assert_array_equal
+from benchmark_helpers import SMALL, write_acquired
 
 from dwmri_bidsapp.benchmark.cases import (
-    NOISES,
-    PROTOCOLS,
     Case,
     Run,
-    acquired_cases,
     default_cases,
-    grid_of_cases,
     make_run,
-    parse_protocol,
 )
 from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
 from dwmri_bidsapp.benchmark.methods import Method, available_methods, run_method
 from dwmri_bidsapp.benchmark.regression import leave_one_out
-from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
+from dwmri_bidsapp.benchmark.scores import COMPARISONS, Row
 from dwmri_bidsapp.benchmark.tables import COLUMNS, losses, paired_table, summary_text
 from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.cli.benchmark import build_benchmark_parser
-from dwmri_bidsapp.errors import BadDataError, UsageError
-from dwmri_bidsapp.gradients import Gradients
-from dwmri_bidsapp.metrics import (
-    has_kurtosis,
-    make_peak_finder,
-    mean_kurtosis,
-    peak_angle,
-)
-from dwmri_bidsapp.simulation import make_protocol
-
-SMALL = Case(shape=(16, 18, 12), voxel_size=3.0)
 
 
 @pytest.fixture
@@ -57,13 +40,9 @@ def run() -> Run:
     return make_run(SMALL)
 
 
-@pytest.fixture(scope="module")
-def scorer(run: Run) -> Scorer:
-    return Scorer(run)
-
-
-def by_cell(rows: list[Row]) -> dict[tuple[str, str], Row]:
-    return {(row["comparison"], row["shell"]): row for row in rows}
+@pytest.fixture
+def acquired_file(run: Run, tmp_path: Path) -> Path:
+    return write_acquired(run, tmp_path)
 
 
 def test_leave_one_out_is_one_regression_per_volume(rng: np.random.Generator) -> None:
@@ -81,160 +60,6 @@ def test_leave_one_out_takes_chunks(rng: np.random.Generator, monkeypatch: pytes
     whole = leave_one_out(samples_nv)
     monkeypatch.setattr("dwmri_bidsapp.benchmark.regression._CHUNK", 30)
     np.testing.assert_allclose(leave_one_out(samples_nv), whole, rtol=1e-4)
-
-
-def test_a_case_is_a_run(run: Run) -> None:
-    again = make_run(SMALL)
-    np.testing.assert_array_equal(run.noisy_xyzv, again.noisy_xyzv)
-    other = make_run(dataclasses.replace(SMALL, snr=10.0))
-    assert other.sigma_xyz.mean() == pytest.approx(2 * run.sigma_xyz.mean(), rel=1e-3)
-    assert run.noisy_xyzv.shape[3] == 33
-    error = (run.noisy_xyzv - run.expected_xyzv)[run.mask_xyz] / run.sigma_xyz[run.mask_xyz][:, None]
-    assert abs(error.mean()) < 0.01
-    assert {"white", "grey"} <= set(run.tissues_xyz)
-
-
-@pytest.mark.parametrize("noise", NOISES)
-def test_the_mean_of_the_noise_is_what_is_called_expected(noise: Any) -> None:
-    case = dataclasses.replace(SMALL, noise=noise, snr=5.0, protocol="b2500")
-    found = make_run(case)
-    error = ((found.noisy_xyzv - found.expected_xyzv) / found.sigma_xyz[..., None])[found.mask_xyz]
-    assert abs(error.mean(dtype=np.float64)) < 0.02
-    floor = (found.expected_xyzv - found.clean_xyzv)[found.mask_xyz] / found.sigma_xyz[found.mask_xyz][
-        :, None
-    ]
-    assert floor.mean() > 0.2
-    spread = found.sigma_xyz[found.mask_xyz].std() / found.sigma_xyz[found.mask_xyz].mean()
-    assert (spread < 1e-6) == (noise == "rician")
-    # clipped where the magnitude is below the floor of its noise, so the clean signal itself is its inverse
-    np.testing.assert_allclose(found.corrected(found.expected_xyzv), found.clean_xyzv, atol=0.5)
-
-
-def test_grids() -> None:
-    cases = default_cases()
-    assert {case.protocol for case in cases} == set(PROTOCOLS)
-    assert {case.noise for case in cases} == set(NOISES)
-    assert {case.snr for case in cases} == {10.0, 20.0, 40.0}
-    assert len(set(cases)) == len(cases) == 18
-    assert len(default_cases(quick=True)) == 1
-    full = grid_of_cases(protocols=list(PROTOCOLS), snrs=[10, 20, 40], noises=NOISES, seeds=range(4))
-    assert len(set(full)) == 192
-
-
-def test_protocols_have_names_or_numbers() -> None:
-    assert parse_protocol("b2500") == (6, {2500.0: 60})
-    assert parse_protocol("2+18x1000+20x3000") == (2, {1000.0: 18, 3000.0: 20})
-    for text in ("none", "6", "6+", "6+60", "x+6x1000", "6+60x"):
-        with pytest.raises(UsageError, match="6\\+60x2500"):
-            parse_protocol(text)
-    found = make_run(Case(protocol="2+7x700", shape=(6, 6, 6), voxel_size=8.0)).gradients
-    assert found.shell_bvals.tolist() == [0, 700]
-    with pytest.raises(UsageError, match="SNR"):
-        make_run(Case(snr=0))
-
-
-def test_scores_of_the_truth_are_perfect(run: Run, scorer: Scorer) -> None:
-    rows = by_cell(scorer.score(Estimate(run.clean_xyzv, run.sigma_xyz, np.ones_like(run.sigma_xyz))))
-    assert set(rows) == {(c, s) for c in COMPARISONS for s in ("b0", "b1000", "dwi")}
-    best = rows["truth", "dwi"]
-    assert best["psnr"] == best["psnr_white"] == float("inf")
-    assert best["ssim"] == pytest.approx(1)
-    for name in ("fa_error", "md_error", "fa_error_white", "bias", "sigma_error", "sigma_bias"):
-        assert best[name] == pytest.approx(0, abs=1e-6)
-    assert best["v1_angle"] == pytest.approx(0, abs=0.1)
-    assert best["peak_angle"] == pytest.approx(0, abs=0.1)
-    assert best["coverage_95"] == 1
-    assert best["edge_width_ratio"] == pytest.approx(1) if "edge_width_ratio" in best else True
-    assert rows["expected", "dwi"]["psnr"] < 80
-    assert "seconds" not in best
-
-
-def test_scores_of_the_expected_magnitude(run: Run, scorer: Scorer) -> None:
-    rows = by_cell(scorer.score(Estimate(run.expected_xyzv)))
-    assert rows["expected", "dwi"]["psnr"] == float("inf")
-    assert rows["corrected", "dwi"]["psnr"] > 55
-    assert rows["truth", "dwi"]["psnr"] < 50
-    assert rows["truth", "dwi"]["bias"] > 0
-    assert rows["truth", "dwi"]["residual_std"] == rows["truth", "dwi"]["residual_std_perfect"]
-    assert rows["truth", "dwi"]["residual_std"] == pytest.approx(1, abs=0.05)
-    assert "coverage_95" not in rows["truth", "dwi"]
-
-
-def test_scores_of_the_input_gain_nothing(run: Run, scorer: Scorer) -> None:
-    for row in scorer.score(Estimate(run.noisy_xyzv)):
-        assert row["gain"] == row["smallest_gain_volume"] == row["smallest_gain_tissue"] == 0
-
-
-def test_scores_find_what_became_worse(run: Run, scorer: Scorer) -> None:
-    """One volume is lost and white matter is spoilt in a result that is good otherwise."""
-    estimate_xyzv = run.clean_xyzv + 0.1 * (run.noisy_xyzv - run.clean_xyzv)
-    lost = int(np.flatnonzero(run.gradients.dwi)[3])
-    estimate_xyzv[..., lost] = 0
-    row = by_cell(scorer.score(Estimate(estimate_xyzv)))["truth", "b1000"]
-    assert row["smallest_gain_volume"] < -5
-    estimate_xyzv = run.clean_xyzv + 0.1 * (run.noisy_xyzv - run.clean_xyzv)
-    estimate_xyzv[run.tissues_xyz["white"]] += 3 * run.sigma_xyz.mean()
-    row = by_cell(scorer.score(Estimate(estimate_xyzv)))["truth", "b1000"]
-    assert row["worst_tissue"] == "white"
-    assert row["smallest_gain_tissue"] < -5
-
-
-def test_coverage_counts_intervals(run: Run, scorer: Scorer, rng: np.random.Generator) -> None:
-    """Errors of known size, with intervals per voxel and per volume."""
-    deviation = np.float32(5) * np.ones_like(run.sigma_xyz)
-    estimate_xyzv = run.clean_xyzv + 5 * rng.standard_normal(run.clean_xyzv.shape, dtype=np.float32)
-    volumes = np.broadcast_to(deviation[..., None], estimate_xyzv.shape)
-    for uncertainty, held in ((deviation, 0.95), (volumes, 0.95), (deviation / 2, 0.673)):
-        rows = by_cell(scorer.score(Estimate(estimate_xyzv, None, uncertainty)))
-        assert rows["truth", "b1000"]["coverage_95"] == pytest.approx(held, abs=0.01)
-
-
-def test_peaks_of_two_crossing_bundles() -> None:
-    """Deconvolution finds both, and the angle is that between truth and estimate."""
-    gradients = make_protocol(1, {2500: 60}, np.random.default_rng(0))
-
-    def stick(axis: list[float]) -> np.ndarray:
-        along = (gradients.bvecs @ (np.array(axis) / np.linalg.norm(axis))) ** 2
-        return 1000 * np.exp(-gradients.bvals * (0.3e-3 + 1.4e-3 * along))
-
-    def crossing(degrees: float) -> np.ndarray:
-        a = np.deg2rad(degrees)
-        return (stick([1, 0, 0]) + stick([np.cos(a), np.sin(a), 0])) / 2
-
-    single = np.array([stick([1, 0, 0]), stick([0, 1, 0]), stick([0, 1, 1])], dtype=np.float32)
-    finder = make_peak_finder(single, gradients)
-    found = finder.find(np.array([crossing(90), crossing(75)], dtype=np.float32))
-    assert (np.linalg.norm(found, axis=2) > 0).sum(axis=1).tolist() == [2, 2]
-    assert peak_angle(found[:1], np.array([[[1, 0, 0], [0, 1, 0]]], dtype=np.float32)) < 5
-    assert peak_angle(found[1:], found[:1]) == pytest.approx(7.5, abs=3)
-    assert peak_angle(np.zeros((1, 3, 3), np.float32), found[:1]) == pytest.approx(90)
-    assert np.isnan(peak_angle(found, np.zeros((2, 3, 3), np.float32)))
-    with pytest.raises(BadDataError, match="15 directions"):
-        make_peak_finder(single, gradients.select(np.arange(12)))
-
-
-def test_kurtosis_of_two_isotropic_pools() -> None:
-    """Kurtosis = 3 var(D) / mean(D)², and none for one pool."""
-    gradients = make_protocol(2, {500: 15, 1000: 15}, np.random.default_rng(0))
-    slow, fast = 0.8e-3, 1.4e-3
-    mixed = 500 * (np.exp(-gradients.bvals * slow) + np.exp(-gradients.bvals * fast))
-    pure = 1000 * np.exp(-gradients.bvals * 1.0e-3)
-    dwi_xyzv = np.array([mixed, pure], dtype=np.float32)[:, None, None]
-    kurtosis = mean_kurtosis(dwi_xyzv, gradients, np.ones((2, 1, 1), dtype=bool)).ravel()
-    assert kurtosis[0] == pytest.approx(3 * 0.3**2 / 1.1**2, rel=0.1)
-    assert kurtosis[1] == pytest.approx(0, abs=0.01)
-    one_shell = make_protocol(1, {1000: 30}, np.random.default_rng(0))
-    assert not has_kurtosis(one_shell)
-    with pytest.raises(BadDataError, match="shells"):
-        mean_kurtosis(np.ones((1, 1, 1, 31), np.float32), one_shell, np.ones((1, 1, 1), dtype=bool))
-
-
-def test_shells_have_rows_and_kurtosis_of_their_own() -> None:
-    found = make_run(dataclasses.replace(SMALL, protocol="shells", shape=(10, 12, 8)))
-    rows = by_cell(Scorer(found).score(Estimate(found.noisy_xyzv)))
-    assert {shell for _, shell in rows} == {"b0", "b1000", "b2000", "b3000", "dwi"}
-    assert rows["truth", "dwi"]["mk_error"] > 0
-    assert rows["truth", "b3000"]["bias"] > rows["truth", "b1000"]["bias"]
 
 
 def python_method(name: str, code: str) -> Method:
@@ -411,35 +236,6 @@ def test_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert captured.out.splitlines()[-1] == f"dwmri-bidsapp: done: see {tmp_path}/out/summary.md"
 
 
-@pytest.fixture
-def acquired_file(run: Run, tmp_path: Path) -> Path:
-    """A run in files, with a value below zero, as interpolation makes them."""
-    signal_xyzv = run.clean_xyzv.copy()
-    signal_xyzv[0, 0, 0, 0] = -5.0
-    file = tmp_path / "sub-7_dwi.nii.gz"
-    nb.Nifti1Image(signal_xyzv, run.affine).to_filename(file)
-    np.savetxt(tmp_path / "sub-7_dwi.bval", run.gradients.bvals[None], fmt="%g")
-    np.savetxt(tmp_path / "sub-7_dwi.bvec", run.gradients.bvecs.T)
-    return file
-
-
-def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(acquired_file: Path, run: Run) -> None:
-    case, other = acquired_cases([acquired_file], snrs=[8.0], noises=["varying"], seeds=[3, 4])
-    assert (case.protocol, case.shape, case.voxel_size) == ("1+32x1000", (16, 18, 12), 3.0)
-    assert case.columns()["file"] == "sub-7_dwi.nii.gz"
-    found = make_run(case)
-    assert_array_equal(found.clean_xyzv, np.maximum(nb.load(acquired_file).get_fdata(dtype=np.float32), 0))
-    assert found.clean_xyzv[0, 0, 0, 0] == 0
-    median = np.median(run.clean_xyzv[..., 0][found.mask_xyz])
-    assert found.sigma_xyz[found.mask_xyz].mean() == pytest.approx(median / 8, rel=1e-3)
-    # far above the floor the noise is Gaussian
-    bright_xyz = found.mask_xyz & (found.clean_xyzv[..., 0] > median)
-    noise_n = (found.noisy_xyzv[..., 0] - found.clean_xyzv[..., 0])[bright_xyz] / found.sigma_xyz[bright_xyz]
-    assert noise_n.std() == pytest.approx(1, abs=0.1)
-    assert_array_equal(make_run(case).noisy_xyzv, found.noisy_xyzv)
-    assert (make_run(other).noisy_xyzv != found.noisy_xyzv).mean() > 0.9
-
-
 def test_command_on_an_acquired_run(acquired_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--acquired", str(acquired_file), "--method", "noisy", "leave-one-out"]
@@ -554,9 +350,3 @@ def test_variants_are_paired_with_their_reference_case_by_case() -> None:
     assert "Beside multiscale, case by case" in summary_text(rows)
     assert "case by case" not in summary_text([row for row in rows if row["method"] != "odd"])
     assert paired_table(rows, "multiscale-random") == ""
-
-
-def test_gradients_of_the_protocols() -> None:
-    for name, (n_b0, shells) in PROTOCOLS.items():
-        found: Gradients = make_run(Case(protocol=name, shape=(6, 6, 6), voxel_size=8.0)).gradients
-        assert np.bincount(found.shell).tolist() == [n_b0, *shells.values()]
