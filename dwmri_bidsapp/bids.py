@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import BUILT_IN_METHODS, Config
 from .errors import BadDataError, InputOutputError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
+from .gradients import holds_b0_only
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -68,6 +69,25 @@ class DwiRun:
         return self.dwi.name.partition("_dwi.")[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class B0Series:
+    """A DWI image of b=0 volumes alone, such as one of reversed phase encoding: there is nothing to denoise.
+
+    Parameters
+    ----------
+    dwi
+        The image.
+    tables
+        Its ``.bval``, and its ``.bvec`` where there is one (inherited files included).
+    subject
+        Label of the participant, without ``sub-``.
+    """
+
+    dwi: Path
+    tables: tuple[Path, ...]
+    subject: str
+
+
 @dataclass(frozen=True)
 class _File:
     """A file called ``*_dwi.*`` and the entities of its name."""
@@ -93,15 +113,26 @@ class UnusableImage(BadDataError):
         self.subject = subject
 
 
-def find_runs(config: Config) -> tuple[list[DwiRun], list[UnusableImage]]:
-    """Find the runs that the options select, and what is wrong with the others.
+class Found(NamedTuple):
+    """What a dataset holds of what the options select.
 
-    Returns
-    -------
+    Attributes
+    ----------
     runs
         What can be processed, sorted by participant and name.
     problems
         One error for each image, or participant asked for, that cannot be processed.
+    b0_series
+        Images of b=0 volumes alone, of participants with other images: left as they are.
+    """
+
+    runs: list[DwiRun]
+    problems: list[UnusableImage]
+    b0_series: list[B0Series]
+
+
+def find_runs(config: Config) -> Found:
+    """Find the runs that the options select, and what is wrong with the others.
 
     Raises
     ------
@@ -115,6 +146,7 @@ def find_runs(config: Config) -> tuple[list[DwiRun], list[UnusableImage]]:
     filters = read_filters(config)
     runs: list[DwiRun] = []
     problems: list[UnusableImage] = []
+    b0_series: list[B0Series] = []
     for participant, files in _index(config, select_participants(config)).items():
         images = [file for file in files if _is_magnitude_image(file)]
         selected = [file for file in images if matches(file.entities, filters)]
@@ -123,6 +155,11 @@ def find_runs(config: Config) -> tuple[list[DwiRun], list[UnusableImage]]:
             LOGGER.info("%s", nothing)
             if participant in config.participant_label:
                 problems.append(nothing)
+        passed_by = {image.path: series for image in selected if (series := _b0_series(config, image, files))}
+        # what is alone is shown for what it is: an image that cannot be denoised
+        if len(passed_by) < len(selected):
+            b0_series += passed_by.values()
+            selected = [image for image in selected if image.path not in passed_by]
         for image in selected:
             try:
                 runs.append(_run(config, image, files))
@@ -138,7 +175,7 @@ def find_runs(config: Config) -> tuple[list[DwiRun], list[UnusableImage]]:
             f"--mask and --noise-map are for one run, and {len(runs)} are selected: {runs[0].label}, …",
             "select one run, or give a derivatives folder with --derivatives NAME=PATH",
         )
-    return runs, problems
+    return Found(runs, problems, b0_series)
 
 
 def check_dataset(config: Config) -> None:
@@ -287,6 +324,15 @@ def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:
         noise_map=config.noise_map or _derivative(config, image, "dwimap", {"param": ("sigma", "noise")}),
         compared=_denoised_elsewhere(config, image),
     )
+
+
+def _b0_series(config: Config, image: _File, files: Sequence[_File]) -> B0Series | None:
+    """The image, if its b-values are all those of b=0."""
+    bvals = _inherited(image, files, ".bval")[:1]
+    if not (image.path.exists() and bvals and holds_b0_only(bvals[0], config.b0_threshold)):
+        return None
+    bvecs = _inherited(image, files, ".bvec")[:1]
+    return B0Series(dwi=image.path, tables=(*bvals, *bvecs), subject=image.entities["subject"])
 
 
 def _denoised_elsewhere(config: Config, image: _File) -> dict[str, Path]:

@@ -162,6 +162,15 @@ def load_gradients(
         raise BadDataError(f"{bval_file}, {bvec_file}: {error.message}", error.hint) from error
 
 
+def holds_b0_only(bval_file: str | Path, b0_threshold: float = B0_THRESHOLD) -> bool:
+    """Tell whether a file holds b-values, and none of them above the threshold (s/mm²)."""
+    try:
+        b_v = _read_numbers(Path(bval_file))
+    except BadDataError:
+        return False
+    return bool((b_v <= b0_threshold).all())
+
+
 def check_protocol(gradients: Gradients) -> list[str]:
     """Refuse what cannot be denoised, and say what will be denoised badly.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .bids import DwiRun
+from .bids import B0Series, DwiRun
 from .config import PACKAGE
 from .derivatives import atomic_write, dataset_description_of_raw
 from .errors import InputOutputError
@@ -28,11 +28,14 @@ _OF_DERIVATIVES_ONLY = ("Sources", "SpatialReference", "SkullStripped", "Descrip
 _NOT_COPIED = ("dataset_description.json", ".bidsignore", "README", "README.md", "README.txt", "README.rst")
 
 
-def write_raw_dataset(bids_dir: Path, out_dir: Path, runs: Iterable[DwiRun]) -> list[Path]:
+def write_raw_dataset(
+    bids_dir: Path, out_dir: Path, runs: Iterable[DwiRun], b0_series: Iterable[B0Series] = ()
+) -> list[Path]:
     """Write the raw dataset of the runs that have been denoised.
 
-    Everything else of their participants is copied, other DWI series left out: one that was not denoised must not
-    be taken for one that was. Links are followed, so that the dataset can be mounted alone.
+    Everything else of their participants is copied, but for other DWI series with diffusion-weighted volumes: one
+    that was not denoised must not be taken for one that was. Links are followed, so that the dataset can be mounted
+    alone.
 
     Parameters
     ----------
@@ -42,6 +45,8 @@ def write_raw_dataset(bids_dir: Path, out_dir: Path, runs: Iterable[DwiRun]) -> 
         Root of the raw dataset; it holds the derivatives in :data:`DERIVATIVES`.
     runs
         The runs that were denoised.
+    b0_series
+        Series of b=0 volumes alone; those of the same participants are copied.
 
     Returns
     -------
@@ -56,7 +61,11 @@ def write_raw_dataset(bids_dir: Path, out_dir: Path, runs: Iterable[DwiRun]) -> 
     runs = list(runs)
     try:
         written = [_write_run(run, bids_dir, out_dir) for run in runs]
-        for subject in sorted({run.subject for run in runs}):
+        subjects = {run.subject for run in runs}
+        for series in b0_series:
+            if series.subject in subjects:
+                _copy_b0_series(series, bids_dir, out_dir)
+        for subject in sorted(subjects):
             _copy_others(bids_dir, out_dir, bids_dir / f"sub-{subject}")
         _write_root(bids_dir, out_dir)
     except OSError as error:
@@ -78,6 +87,16 @@ def _write_run(run: DwiRun, bids_dir: Path, out_dir: Path) -> Path:
     kept = {key: value for key, value in metadata.items() if key not in _OF_DERIVATIVES_ONLY}
     atomic_write(Path(f"{target}.json"), json.dumps(kept, indent=2) + "\n")
     return Path(f"{target}.nii.gz")
+
+
+def _copy_b0_series(series: B0Series, bids_dir: Path, out_dir: Path) -> None:
+    """Copy the image, its sidecar, and its table, which an inherited one becomes too."""
+    folder = series.dwi.parent
+    label = series.dwi.name.partition(".")[0]
+    sidecar = folder / f"{label}.json"
+    for source in (series.dwi, *series.tables, *([sidecar] if sidecar.is_file() else [])):
+        name = series.dwi.name if source == series.dwi else f"{label}{source.suffix}"
+        _copy(source, out_dir / folder.relative_to(bids_dir) / name)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -33,13 +33,13 @@ def config_for(bids_dir: Path, **settings: Any) -> Config:
 
 def labels(bids_dir: Path, **settings: Any) -> list[str]:
     """Labels of the runs, where nothing may be wrong."""
-    runs, problems = find_runs(config_for(bids_dir, **settings))
+    runs, problems, _ = find_runs(config_for(bids_dir, **settings))
     assert problems == []
     return [run.label for run in runs]
 
 
 def only_run(bids_dir: Path, **settings: Any) -> DwiRun:
-    runs, problems = find_runs(config_for(bids_dir, **settings))
+    runs, problems, _ = find_runs(config_for(bids_dir, **settings))
     assert problems == []
     assert len(runs) == 1
     return runs[0]
@@ -77,7 +77,7 @@ ALL_OF_SESSION_A = [
 
 
 def test_all_runs_with_their_entities(skeleton: Path) -> None:
-    runs, problems = find_runs(config_for(skeleton))
+    runs, problems, _ = find_runs(config_for(skeleton))
     assert problems == []
     assert len(runs) == 9
     assert [run.label for run in runs[:3]] == ALL_OF_SESSION_A
@@ -178,7 +178,7 @@ def test_tables_are_inherited_from_the_nearest_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     (root / "dwi.json").write_text('{"EchoTime": 0.1, "FlipAngle": 90}')
     (root / "sub-02/sub-02_dwi.json").write_text('{"EchoTime": 0.2}')
-    runs, problems = find_runs(config_for(root))
+    runs, problems, _ = find_runs(config_for(root))
     assert problems == []
     sub_01, run_1, run_2 = runs
     assert (sub_01.bval, sub_01.bvec) == (root / "dwi.bval", root / "dwi.bvec")
@@ -192,7 +192,7 @@ def test_tables_are_inherited_from_the_nearest_folder(tmp_path: Path) -> None:
 def test_the_table_of_another_acquisition_is_not_taken(tmp_path: Path) -> None:
     """``BIDSLayout.get_bvec`` would take it."""
     root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_acq-x_dwi", "sub-01/dwi/sub-01_dwi.nii.gz")
-    runs, problems = find_runs(config_for(root))
+    runs, problems, _ = find_runs(config_for(root))
     assert [run.label for run in runs] == ["sub-01_acq-x"]
     assert [problem.subject for problem in problems] == ["01"]
     assert str(root / "sub-01/dwi/sub-01_dwi.nii.gz") in problems[0].message
@@ -212,11 +212,36 @@ def test_a_missing_table_is_a_problem_of_its_run_alone(tmp_path: Path) -> None:
     )
     (root / "sub-01/dwi/sub-01_dwi.bvec").unlink()
     (root / "sub-03/dwi/sub-03_dwi.bval").unlink()
-    runs, problems = find_runs(config_for(root))
+    runs, problems, _ = find_runs(config_for(root))
     assert [run.label for run in runs] == ["sub-02"]
     assert "sub-01_dwi.bvec" in problems[0].message
     assert "sub-03_dwi.bval" in problems[1].message
     assert {problem.exit_code for problem in problems} == {65}
+
+
+def test_series_of_b0_volumes_alone_are_left_as_they_are(tmp_path: Path) -> None:
+    """Of reversed phase encoding, say; not where nothing else is there to denoise."""
+    root = make_dataset(
+        tmp_path / "d", "sub-01/dwi/sub-01_dir-AP_dwi", "sub-01/dwi/sub-01_dir-PA_dwi",
+        "sub-01/dwi/sub-01_acq-rev_dwi.nii.gz", "sub-01/sub-01_acq-rev_dwi.bval", "sub-02/dwi/sub-02_dwi",
+    )  # fmt: skip
+    (root / "sub-01/dwi/sub-01_dir-PA_dwi.bval").write_text("0 5 50\n")
+    (root / "sub-01/sub-01_acq-rev_dwi.bval").write_text("0\n")
+    (root / "sub-02/dwi/sub-02_dwi.bval").write_text("0 0\n")
+    found = find_runs(config_for(root))
+    assert [run.label for run in found.runs] == ["sub-01_dir-AP", "sub-02"]
+    assert found.problems == []
+    dwi = root / "sub-01/dwi"
+    assert [(series.dwi, series.tables, series.subject) for series in found.b0_series] == [
+        (dwi / "sub-01_acq-rev_dwi.nii.gz", (root / "sub-01/sub-01_acq-rev_dwi.bval",), "01"),
+        (
+            dwi / "sub-01_dir-PA_dwi.nii.gz",
+            (dwi / "sub-01_dir-PA_dwi.bval", dwi / "sub-01_dir-PA_dwi.bvec"),
+            "01",
+        ),
+    ]
+    lower = find_runs(config_for(root, b0_threshold=10.0))
+    assert [run.label for run in lower.runs] == ["sub-01_dir-AP", "sub-01_dir-PA", "sub-02"]
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -228,7 +253,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (root / "sub-02/dwi/sub-02_dwi.nii.gz").unlink()
     (root / "sub-02/dwi/sub-02_dwi.nii.gz").symlink_to("../../.git/annex/objects/not-here")
     (root / "sub-05/dwi/sub-05_dwi.json").write_text("{")
-    runs, problems = find_runs(config_for(root))
+    runs, problems, _ = find_runs(config_for(root))
     assert [run.label for run in runs] == ["sub-03"]
     texts = {problem.subject: str(problem) for problem in problems}
     assert "twice" in texts["01"]
@@ -243,7 +268,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_participant_without_dwi(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "d", "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/dwi/sub-02_dwi")
     assert labels(root) == ["sub-02"], "nobody asked for participant 01"
-    runs, problems = find_runs(config_for(root, participant_label=("01", "02")))
+    runs, problems, _ = find_runs(config_for(root, participant_label=("01", "02")))
     assert len(runs) == 1
     assert str(root / "sub-01") in problems[0].message
     with pytest.raises(BadDataError, match="no DWI image"):
@@ -251,7 +276,7 @@ def test_a_participant_without_dwi(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_nothing_matches(skeleton: Path) -> None:
-    _, problems = find_runs(config_for(skeleton, session_label=("z",), participant_label=("01",)))
+    _, problems, _ = find_runs(config_for(skeleton, session_label=("z",), participant_label=("01",)))
     assert "session z" in problems[0].message
     assert "sub-01_ses-a_acq-hi_dir-AP_run-01_dwi.nii.gz" in problems[0].hint
 
@@ -296,7 +321,7 @@ def test_masks_and_noise_maps_of_derivatives(tmp_path: Path) -> None:
         "sub-01/dwi/sub-01_run-1_model-noise_param-sigma_dwimap.nii.gz",
         "sub-01/dwi/sub-01_run-2_model-noise_param-uncertainty_dwimap.nii.gz",
     )
-    runs, problems = find_runs(config_for(root, derivatives={"x": deriv}))
+    runs, problems, _ = find_runs(config_for(root, derivatives={"x": deriv}))
     assert problems == []
     run_1, run_2, sub_02 = runs
     folder = deriv / "sub-01/dwi"
@@ -305,9 +330,9 @@ def test_masks_and_noise_maps_of_derivatives(tmp_path: Path) -> None:
     assert run_1.noise_map == folder / "sub-01_run-1_model-noise_param-sigma_dwimap.nii.gz"
     assert run_2.noise_map is None
     assert (sub_02.mask, sub_02.noise_map) == (None, None)
-    truth, _ = find_runs(config_for(root, derivatives={"truth": deriv}))
+    truth, *_ = find_runs(config_for(root, derivatives={"truth": deriv}))
     assert [run.mask for run in truth] == [None] * 3, "the truth is never an input"
-    _, problems = find_runs(config_for(root, derivatives={"x": deriv, "y": deriv}))
+    _, problems, _ = find_runs(config_for(root, derivatives={"x": deriv, "y": deriv}))
     assert {problem.subject for problem in problems} == {"01"}
 
 

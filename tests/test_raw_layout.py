@@ -11,7 +11,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from dwmri_bidsapp.bids import DwiRun
+from dwmri_bidsapp.bids import B0Series, DwiRun
 from dwmri_bidsapp.derivatives import check_out_dir
 from dwmri_bidsapp.errors import InputOutputError, UsageError
 from dwmri_bidsapp.raw_layout import DERIVATIVES, write_raw_dataset
@@ -136,6 +136,27 @@ def test_writing_again_changes_nothing(out_dir: Path, bids_dir: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out_dir.rglob("*T1w*")}
     write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)])
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out_dir.rglob("*T1w*")} == before
+
+
+def test_b0_volumes_of_reversed_phase_encoding_are_copied(out_dir: Path, bids_dir: Path) -> None:
+    """The next pipeline corrects distortions with them; an inherited table becomes their own."""
+    folder = bids_dir / "sub-01/ses-a/dwi"
+    dwi = image(folder / "sub-01_ses-a_dir-PA_dwi.nii.gz", (6, 6, 6, 2))
+    (folder / "sub-01_ses-a_dir-PA_dwi.json").write_text('{"PhaseEncodingDirection": "j-"}')
+    bval = bids_dir / "sub-01/sub-01_dir-PA_dwi.bval"
+    bval.write_text("0 0\n")
+    of_another = image(bids_dir / "sub-02/dwi/sub-02_dwi.nii.gz", (6, 6, 6, 1))
+    series = [
+        B0Series(dwi=dwi, tables=(bval,), subject="01"),
+        B0Series(dwi=of_another, tables=(), subject="02"),
+    ]
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)], series)
+    copied = out_dir / "sub-01/ses-a/dwi/sub-01_ses-a_dir-PA_dwi"
+    for extension in (".nii.gz", ".json"):
+        source = folder / f"sub-01_ses-a_dir-PA_dwi{extension}"
+        assert Path(f"{copied}{extension}").read_bytes() == source.read_bytes()
+    assert Path(f"{copied}.bval").read_text() == "0 0\n"
+    assert not (out_dir / "sub-02").exists(), "nothing of this participant was denoised"
 
 
 def test_the_two_layouts_do_not_mix(out_dir: Path) -> None:

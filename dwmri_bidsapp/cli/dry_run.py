@@ -41,7 +41,7 @@ def dry_run(config: Config) -> int:
 
     Nothing is written, and neither PyTorch nor Nipype is loaded.
     """
-    runs, problems = find_runs(config)
+    runs, problems, b0_series = find_runs(config)
     errors = [str(problem) for problem in problems]
     total = 0.0
     memory_gb: dict[str, float] = {}
@@ -57,6 +57,8 @@ def dry_run(config: Config) -> int:
         memory_gb[run.label] = expected.memory_gb
         size = "x".join(map(str, shape))
         print(f"{run.label:40} {size:>18} {expected.memory_gb:10.1f} {expected.minutes:8.1f}")
+    for series in b0_series:
+        print(f"{series.dwi.name}: left as it is: holds b=0 volumes only")
     for line in too_small(memory_gb, config.gpu_ids) if config.device != "cpu" else []:
         print(f"{PACKAGE}: warning: {line}")
     for text in errors:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..bids import DwiRun, UnusableImage, find_runs, participants_of, select_participants
+from ..bids import DwiRun, Found, UnusableImage, find_runs, participants_of, select_participants
 from ..config import PACKAGE, Config, check_paths
 from ..derivatives import (
     check_out_dir,
@@ -76,7 +76,7 @@ def run_levels(config: Config) -> int:
     summary = Summary()
     denoising = "participant" in config.levels and not config.reports_only
     # Before anything is written: most mistakes show here.
-    runs, problems = find_runs(config) if denoising else ([], [])
+    runs, problems, b0_series = find_runs(config) if denoising else Found([], [], [])
     config = resolve_device(config) if denoising and not config.boilerplate_only else config
     subjects = sorted({run.subject for run in runs} | {problem.subject for problem in problems})
     log_dir = config.log_dir(subjects[0] if len(subjects) == 1 else None)
@@ -84,10 +84,12 @@ def run_levels(config: Config) -> int:
         if denoising and config.boilerplate_only:
             _write_methods(config, runs, problems, summary)
             return _end(config, summary)
+        for series in b0_series:
+            LOGGER.info("left as it is: %s: holds b=0 volumes only", series.dwi)
         if denoising:
             done = _denoise(config, runs, problems, subjects, summary)
             if config.output_layout == "raw" and done:
-                write_raw_dataset(config.bids_dir, root, done)
+                write_raw_dataset(config.bids_dir, root, done, b0_series)
                 summary.said.append(f"raw dataset: {root}")
         elif "participant" in config.levels:
             _write_reports_again(config, summary)

@@ -155,7 +155,7 @@ def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:
     from ..preparation import open_series, prepare_run, read_series
     from ..pretraining import measured_run
 
-    found, unusable = find_runs(Config(bids_dir=bids_dir, out_dir=Path(tempfile.gettempdir())))
+    found, unusable, _ = find_runs(Config(bids_dir=bids_dir, out_dir=Path(tempfile.gettempdir())))
     for error in unusable:
         print(f"{PACKAGE}: left out: {error}", flush=True)
     runs = []
