@@ -45,7 +45,8 @@ Written by dwmri-bidsapp. For each run of the source dataset:
 - `*_desc-denoised_dwi.nii.gz`: the denoised run, on the grid of the input
 - `*_desc-brain_mask.nii.gz`: where it was denoised; outside, the values are those of the input
 - `*_model-noise_param-sigma_dwimap.nii.gz`: noise level, in signal units
-- `*_model-noise_param-uncertainty_dwimap.nii.gz`: standard deviation of the error that is left
+- `*_model-noise_param-uncertainty_dwimap.nii.gz`: root mean square of the error to expect, the noise
+  floor included unless it was removed
 - `*_desc-denoised_metrics.tsv`, `.json`: measures of quality, and how the run was processed
 - `*_desc-training_timeseries.tsv`: course of the training
 - `*_desc-confounds_timeseries.tsv`: motion of the head by volume, an estimate
@@ -63,20 +64,21 @@ def atomic_write(path: Path, text: str) -> Path:
     path
         File to write; its folder is made. A file with this very content is left alone.
     text
-        Content, written as UTF-8.
+        Content, written as UTF-8; surrogate escapes, which stand for other bytes, as those bytes.
 
     Returns
     -------
     Path
         The same path.
     """
-    if path.is_file() and path.read_bytes() == text.encode():
+    content = text.encode(errors="surrogateescape")
+    if path.is_file() and path.read_bytes() == content:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files can be read by their owner only, and the group shares OUT_DIR.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -84,7 +86,7 @@ def atomic_write(path: Path, text: str) -> Path:
 
 
 def check_out_dir(out_dir: Path, layout: str = "derivatives") -> None:
-    """Check that OUT_DIR is new, empty, or of this application and in this layout.
+    """Check that no other dataset is described in OUT_DIR, and that what is there is in this layout.
 
     Raises
     ------

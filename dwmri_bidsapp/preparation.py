@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from .brain_mask import brain_mask
 from .errors import BadDataError, InputOutputError
 from .gradients import B0_THRESHOLD, Gradients, check_protocol, count_directions, load_gradients
+from .images import IMAGE_ERRORS
 
 CHUNK_BYTES = 64 * 2**20
 """Largest part of a series that is read at once, as float32."""
@@ -257,7 +257,7 @@ def _open_image(path: Path) -> nb.Nifti1Image:
         image = nb.load(path, keep_file_open=True)
     except PermissionError as error:
         raise InputOutputError(f"{path}: no permission to read it", "ask its owner, or chmod it") from error
-    except (OSError, EOFError, zlib.error, nb.filebasedimages.ImageFileError) as error:
+    except IMAGE_ERRORS as error:
         raise BadDataError(f"{path}: expected a readable NIfTI file, found: {error}", hint) from error
     if not isinstance(image, nb.Nifti1Image):
         raise BadDataError(f"{path}: expected NIfTI, found {type(image).__name__}", "convert it to .nii.gz")
@@ -289,7 +289,13 @@ def _load_map(path: Path, like: nb.Nifti1Image) -> NDArray[np.float32]:
             f"{path}: expected the position of the DWI, found a corner {offset:.1f} mm away from it",
             "resample it to the grid of the DWI",
         )
-    return image.get_fdata(dtype=np.float32)
+    try:
+        return image.get_fdata(dtype=np.float32)
+    except IMAGE_ERRORS as error:
+        raise BadDataError(
+            f"{path}: expected values of shape {image.shape}, found a file that ends or breaks ({error})",
+            "copy or convert it again",
+        ) from error
 
 
 def read_parts(image: nb.Nifti1Image, path: Path) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -298,7 +304,7 @@ def read_parts(image: nb.Nifti1Image, path: Path) -> Iterator[tuple[int, NDArray
     for start in range(0, image.shape[3], step):
         try:
             yield start, np.asanyarray(image.dataobj[..., start : start + step], dtype=np.float32)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except IMAGE_ERRORS as error:
             raise BadDataError(
                 f"{path}: expected {image.shape[3]} volumes, found a file that ends or breaks after {start} ({error})",
                 "copy or convert it again, or leave it out",

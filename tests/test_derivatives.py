@@ -206,5 +206,6 @@ def test_methods_text_becomes_a_page(tmp_path: Path) -> None:
 
 def test_unknown_citation_is_an_error() -> None:
     assert cited_keys("[@a2000; @b2001] @a2000") == ["a2000", "b2001"]
+    assert cited_keys("from `me@lab.pt` and `@lab.pt`") == []
     with pytest.raises(KeyError, match="nobody1900"):
         markdown_to_html("[@nobody1900]")

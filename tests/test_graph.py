@@ -14,6 +14,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
+from dwmri_bidsapp import __version__
 from dwmri_bidsapp.bids import DwiRun
 from dwmri_bidsapp.config import Config
 from dwmri_bidsapp.options import DenoiseOptions
@@ -182,6 +183,15 @@ def test_other_weights_are_other_inputs(tmp_path: Path) -> None:
         node = workflow.get_node("sub_01_wf.denoise_wf.denoise")
         hashes.append(node.inputs.get_hashval(hash_method="content")[1])
     assert hashes[0] != hashes[1]
+
+
+def test_another_version_of_the_program_does_everything_anew(tmp_path: Path) -> None:
+    nodes = _build(tmp_path, LABELS["plain"], compare=("mppca",))._get_all_nodes()
+    named = {
+        node.name: node.inputs.version for node in nodes if "version" in node.inputs.copyable_trait_names()
+    }
+    ours = {"prepare", "denoise", "measure", "draw", "draw_methods"}
+    assert {name: named.get(name) for name in ours} == dict.fromkeys(ours, __version__)
 
 
 def test_a_gpu_node_takes_one_slot_whatever_its_threads(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,3 +211,20 @@ def test_a_bad_plugin_file_is_a_usage_error(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(UsageError, match=r"plugin\.yml"):
         make_plugin(_config(tmp_path, use_plugin=file))
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_a_result(tmp_path: Path) -> None:
+    """Between one look and the next it sends its result and ends."""
+    sent = False
+
+    def poll() -> bool:
+        nonlocal sent
+        before, sent = sent, True
+        return before
+
+    process = SimpleNamespace(is_alive=lambda: not sent)
+    receiver = SimpleNamespace(poll=poll, recv=lambda: None)
+    plugin = SimpleNamespace(_task_obj={1: SimpleNamespace(process=process, receiver=receiver)})
+    get_result = GuardedMultiProcPlugin._get_result
+    assert get_result(plugin, 1) is None  # type: ignore[arg-type]
+    assert get_result(plugin, 1) == {"result": None, "traceback": None, "taskid": 1}  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nb
 import numpy as np
 import pytest
+from dwmri_bidsapp.workflows.base import series_gb
 from numpy.typing import NDArray
 
 from dwmri_bidsapp import preparation
@@ -76,6 +77,26 @@ def test_the_parts_of_a_series_make_the_whole(
     np.testing.assert_allclose(survey.mean_b0_xyz, data[..., GRADIENTS.b0].mean(axis=3), rtol=1e-6)
     np.testing.assert_array_equal(survey.highest_dwi_xyz, data[..., GRADIENTS.dwi].max(axis=3))
     assert survey.n_negative == (data < 0).sum()
+
+
+def test_a_header_of_unknown_values_is_a_damaged_file(tmp_path: Path) -> None:
+    """nibabel has errors of its own for it; the workflow of the other runs must be built all the same."""
+    file = _write(tmp_path, name="sub-01_dwi.nii")["dwi_file"]
+    content = bytearray(file.read_bytes())
+    content[70:72] = (9999).to_bytes(2, "little")
+    file.write_bytes(content)
+    with pytest.raises(BadDataError, match=r"sub-01_dwi\.nii: expected a readable NIfTI file"):
+        open_series(file)
+    assert series_gb(file) == 0.5
+
+
+def test_a_map_that_ends_early_is_named(tmp_path: Path) -> None:
+    files = _write(tmp_path)
+    mask = tmp_path / "mask.nii"
+    nb.Nifti1Image(_ball().astype(np.uint8), AFFINE).to_filename(mask)
+    mask.write_bytes(mask.read_bytes()[:-1000])
+    with pytest.raises(BadDataError, match=r"mask\.nii: expected values of shape"):
+        prepare_run(**files, mask_file=mask)
 
 
 def test_scale_factors_of_the_header_are_applied(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from .. import __version__
 from ..bids import DwiRun
 from ..config import BUILT_IN_METHODS, Config
 from ..derivatives import versions
+from ..images import IMAGE_ERRORS
 from ..interfaces import DrawMethods
 from .comparison import TRAINED, init_compare_wf
 from .denoise import init_denoise_wf
@@ -186,7 +188,12 @@ def _connect_comparison(
     tensors = pe.Node(niu.Merge(1 + n_methods), name="tensors", run_without_submitting=True)
     courses = pe.Node(niu.Merge(1 + len(trained)), name="courses", run_without_submitting=True)
     draw = pe.Node(
-        DrawMethods(methods=["denoised", *methods], trained=["denoised", *trained], prefix=prefix),
+        DrawMethods(
+            methods=["denoised", *methods],
+            trained=["denoised", *trained],
+            prefix=prefix,
+            version=__version__,
+        ),
         name="draw_methods",
         mem_gb=1.0,
     )
@@ -232,7 +239,7 @@ def series_gb(dwi_file: Path) -> float:
     """Return the size of a series as float32 in GB, from its header; 0.5 when that cannot be read."""
     try:
         return float(np.prod(nb.load(dwi_file).shape, dtype=float)) * 4e-9
-    except (OSError, EOFError, nb.filebasedimages.ImageFileError):
+    except IMAGE_ERRORS:
         # The first node of the run will say what is wrong with the file.
         return 0.5
 

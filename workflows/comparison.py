@@ -99,7 +99,7 @@ def init_compare_wf(
         "tensors_after",
     ]
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
-    measure = pe.Node(MeasureQuality(), name="measure", n_procs=n_procs, mem_gb=mem_gb)
+    measure = pe.Node(MeasureQuality(version=__version__), name="measure", n_procs=n_procs, mem_gb=mem_gb)
     collect = pe.Node(CollectMetrics(sources=sources, versions=versions), name="collect", mem_gb=0.2)
 
     if method == "denoiser":

@@ -144,7 +144,7 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
     start = {
         "random": "from random weights",
         "pretrained": "from weights that had been trained on simulated runs",
-    }.get(method.init, f"from weights trained before ({method.init})")
+    }.get(method.init, f"from weights trained before (`{Path(method.init).name}`)")
     bias = (
         "No correction of the Rician bias was applied"
         if method.bias_correction == "none"

@@ -89,12 +89,13 @@ class GuardedMultiProcPlugin(MultiProcPlugin):
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         task = self._task_obj[taskid]
+        lives = task.process.is_alive()  # first, since it may send its result and end at any time
         if task.receiver.poll():
             try:
                 return {"result": None, "traceback": task.receiver.recv(), "taskid": taskid}
             except EOFError:
                 pass
-        elif task.process.is_alive():
+        elif lives:
             return None
         error = _unexpected_end(task)
         write_error(error, Path(task.node.output_dir()))

@@ -6,6 +6,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from .. import __version__
 from ..interfaces import PrepareRun
 
 
@@ -53,7 +54,7 @@ def init_preparation_wf(
     outputs = ["gradients_file", "mask_file", "preparation_file", "bval_file", "bvec_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
-    prepare = pe.Node(PrepareRun(b0_threshold=b0_threshold), name="prepare", mem_gb=1.0)
+    prepare = pe.Node(PrepareRun(b0_threshold=b0_threshold, version=__version__), name="prepare", mem_gb=1.0)
 
     absent = {"mask_file": not given_mask, "noise_map": not given_noise_map}
     workflow.connect([

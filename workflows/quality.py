@@ -6,6 +6,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from .. import __version__
 from ..interfaces import CollectMetrics, DrawFigures, MeasureQuality
 
 
@@ -80,10 +81,13 @@ def init_quality_wf(
         name="outputnode",
     )
     measure = pe.Node(
-        MeasureQuality(motion=True, low_mem=low_mem), name="measure", n_procs=n_procs, mem_gb=mem_gb
+        MeasureQuality(motion=True, low_mem=low_mem, version=__version__),
+        name="measure",
+        n_procs=n_procs,
+        mem_gb=mem_gb,
     )
     collect = pe.Node(CollectMetrics(sources=sources, versions=versions), name="collect", mem_gb=0.2)
-    draw = pe.Node(DrawFigures(prefix=prefix), name="draw", mem_gb=1.0)
+    draw = pe.Node(DrawFigures(prefix=prefix, version=__version__), name="draw", mem_gb=1.0)
 
     workflow.connect([
         (inputnode, measure, [(field, field) for field in series]),

@@ -12,6 +12,7 @@ from ..bids import find_runs
 from ..config import PACKAGE, Config
 from ..errors import RunFailed
 from ..gpus import too_small
+from ..images import IMAGE_ERRORS
 from ..options import DenoiseOptions
 
 # Twice what was measured on a CPU with fast 16-bit arithmetic; one without it needs more.
@@ -49,7 +50,7 @@ def dry_run(config: Config) -> int:
     for run in runs:
         try:
             shape = nb.load(run.dwi).shape
-        except (OSError, EOFError, nb.filebasedimages.ImageFileError) as error:
+        except IMAGE_ERRORS as error:
             errors.append(f"{run.dwi}: cannot be read: {error}")
             continue
         expected = expect(shape, config.method, config.omp_nthreads)

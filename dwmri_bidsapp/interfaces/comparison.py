@@ -110,6 +110,7 @@ class _DrawMethodsInputSpec(BaseInterfaceInputSpec):
     trained = traits.List(Str, desc="the methods that were trained")
     timeseries = InputMultiObject(File(exists=True), desc="courses of their training (TSV)")
     prefix = Str(mandatory=True, desc="entities of the run, such as sub-01_run-1")
+    version = Str(desc="version of the program: another one does it anew")
 
 
 class DrawMethods(RunInterface):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, TraitedSpec, isdefined, traits
 
 from .. import preparation
 from .base import RunInterface, save_image, write_json
@@ -20,6 +20,7 @@ class _PrepareRunInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, desc="brain mask, made where not given")
     noise_map = File(exists=True, desc="noise standard deviation in signal units; only checked")
     b0_threshold = traits.Float(50.0, usedefault=True, desc="b-values up to this are b=0, in s/mm²")
+    version = Str(desc="version of the program: another one does it anew")
 
 
 class _PrepareRunOutputSpec(TraitedSpec):

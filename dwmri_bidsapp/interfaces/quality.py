@@ -22,6 +22,7 @@ class _MeasureQualityInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
     motion = traits.Bool(False, usedefault=True, desc="estimate the motion of the head, too")
     low_mem = traits.Bool(False, usedefault=True, nohash=True, desc="keep the series in files")
+    version = Str(desc="version of the program: another one does it anew")
 
 
 class _MeasureQualityOutputSpec(TraitedSpec):

@@ -36,6 +36,7 @@ class _DrawFiguresInputSpec(BaseInterfaceInputSpec):
     tensors_after = File(exists=True, mandatory=True, desc="tensor maps after (npz)")
     confounds_file = File(exists=True, desc="motion of the head by volume (TSV)")
     prefix = Str(mandatory=True, desc="entities of the run, such as sub-01_run-1")
+    version = Str(desc="version of the program: another one does it anew")
 
 
 class FiguresOutputSpec(TraitedSpec):

@@ -13,9 +13,12 @@ from ..errors import DwmriError
 from ..figures.charts import shell_colours
 from ..figures.frames import fsl_to_world
 from ..gradients import load_gradients
+from ..images import IMAGE_ERRORS
 from .collect import RunRecord
 from .judge import Finding
 from .render import number
+
+_UNREADABLE: tuple[type[Exception], ...] = (DwmriError, IndexError, *IMAGE_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def sphere_data(record: RunRecord) -> dict[str, Any] | None:
     try:
         image = nb.load(f"{stem}.nii.gz")
         gradients = load_gradients(f"{stem}.bval", f"{stem}.bvec", image.shape[3])
-    except (DwmriError, OSError, EOFError, IndexError, nb.filebasedimages.ImageFileError):
+    except _UNREADABLE:
         return None  # a chart more or less: the pictures tell the same
     world_v3 = fsl_to_world(gradients.bvecs, image.affine)
     top = float(gradients.shell_bvals.max()) or 1.0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadDataError, DwmriError
 from ..gradients import load_gradients
+from ..images import IMAGE_ERRORS
 from .collect import Problem, RunRecord
 
 
@@ -60,7 +61,7 @@ def true_errors(record: RunRecord, truth_dir: Path) -> tuple[dict[str, float], P
 def _load(path: Path) -> NDArray[np.float32]:
     try:
         return np.asarray(nb.load(path).dataobj, dtype=np.float32)
-    except (OSError, EOFError, nb.filebasedimages.ImageFileError) as error:
+    except IMAGE_ERRORS as error:
         raise BadDataError(
             f"{path}: cannot be read: {error}", "give the folder that holds the truth"
         ) from error
