@@ -129,6 +129,21 @@ def test_uncertainty_is_the_error_of_the_blend() -> None:
     assert run.blends.keys() == {1}
 
 
+def test_uncertainty_of_a_prediction_alone_is_its_error() -> None:
+    error = torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
+    _, _, run = reconstruct(error, expected=1.0)
+    blind = Reconstruction(run.context, run.base, run.model, Precision(None), blend=False)
+    blind.blends = run.blends
+    squares = []
+    for v in run.context.targets.tolist():
+        found = blind.values(v, torch.zeros(int(MASK.sum())))
+        squares.append((found - run.context.base_vn[v].float()).square().mean())
+    assert float(sum(squares)) == 0
+    blended = float(run.uncertainty()[MASK].square().mean())
+    # a blend of an error and a noise of variance 1 each has half of it
+    assert float(blind.uncertainty()[MASK].square().mean()) == pytest.approx(2 * blended, rel=0.2)
+
+
 def test_local_pca_gets_more_where_the_prediction_is_worse() -> None:
     """Its share grows with the error that the blend leaves, and the result is the mean with that share."""
     shares = []
@@ -153,7 +168,8 @@ def test_without_the_pca_the_result_is_the_blind_prediction() -> None:
     blind.predict()
     for v in run.context.targets.tolist():
         torch.testing.assert_close(blind.values(v, before[v] + 9), before[v], atol=0.02, rtol=0)
-    assert blind.blends == {}
+    # predictions without error, where an error of 0.1 was expected, and nothing taken from the measurement
+    assert blind.blends.keys() == {1}
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 7), (4, 2, 1)])

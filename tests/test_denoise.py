@@ -330,6 +330,26 @@ def test_data_without_noise_are_named_and_hardly_changed(phantom: Phantom) -> No
     assert any("hardly any noise" in warning for warning in found.info["warnings"])
 
 
+def test_one_bright_voxel_does_not_speak_for_the_noise_of_others(phantom: Phantom) -> None:
+    data, sigma = noisy_run(phantom, 20)
+    bright = tuple(np.argwhere(phantom.mask_xyz)[500])
+    data[bright] *= 1e4
+    found = denoise(data, phantom.gradients, phantom.mask_xyz, UNTRAINED, device="cpu")
+    assert np.median(found.sigma_xyz[phantom.mask_xyz]) == pytest.approx(sigma, rel=0.15)
+    assert found.info["warnings"] == []
+    assert np.isfinite(found.dwi_xyzv).all()
+
+
+def test_volumes_that_are_passed_through_are_not_corrected_either(
+    phantom: Phantom, noisy: NDArray[np.float32]
+) -> None:
+    options = dataclasses.replace(UNTRAINED, b0_denoising=False, bias_correction="rician")
+    found = denoise(noisy, phantom.gradients, phantom.mask_xyz, options, device="cpu")
+    b0 = phantom.gradients.b0
+    assert np.array_equal(found.dwi_xyzv[..., b0], noisy[..., b0])
+    assert (found.dwi_xyzv[..., ~b0] != noisy[..., ~b0])[phantom.mask_xyz].mean() > 0.9
+
+
 def test_clean_phantom_is_hardly_changed(phantom: Phantom) -> None:
     clean = phantom.clean_xyzv
     found = denoise(clean, phantom.gradients, phantom.mask_xyz, UNTRAINED, device="cpu")

@@ -32,6 +32,8 @@ from .voxels import Series, Storage, give_back_memory, keeping_memory, signals_o
 
 # float16 holds SNR units; more than this is no noise at all
 LARGEST_SNR = 2000.0
+# share of voxels beyond that which is no reason to doubt the data: single bright ones
+FEW_VOXELS = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,15 +254,14 @@ def _denoise(
     result_xyzv = dwi_xyzv if in_place else np.empty(dwi_xyzv.shape, np.float32, order="F")
     for volume in range(gradients.n_volumes):
         image_xyz = np.array(dwi_xyzv[..., volume], dtype=np.float32)
-        signal_n = image_xyz[mask_xyz]
         if volume not in roles.passed:
             values_n = context.base_vn[volume].float()
             if twicing is not None:
                 values_n += twicing.given_back(volume)
             signal_n = values_n.cpu().numpy() * sigma_n
-        if options.bias_correction == "rician":
-            signal_n = correct_rician_bias(signal_n, sigma_n)
-        image_xyz[mask_xyz] = signal_n
+            if options.bias_correction == "rician":
+                signal_n = correct_rician_bias(signal_n, sigma_n)
+            image_xyz[mask_xyz] = signal_n
         result_xyzv[..., volume] = image_xyz
     uncertainty_xyz = np.zeros_like(sigma_xyz)
     uncertainty_xyz[box] = reconstruction.uncertainty().cpu().numpy() * sigma_xyz[box]
@@ -273,7 +274,9 @@ def _denoise(
         "weights": sum(p.numel() for p in model.parameters()),
         **_training_summary(training),
         "seconds": watch.seconds,
-        "blend": {f"{gradients.shell_bvals[s]:g}": b.scale for s, b in reconstruction.blends.items()},
+        "blend": {f"{gradients.shell_bvals[s]:g}": b.scale for s, b in reconstruction.blends.items()}
+        if options.blend
+        else {},
         "local_pca_share": {
             f"{gradients.shell_bvals[s]:g}": share for s, share in reconstruction.shell_shares().items()
         },
@@ -329,14 +332,18 @@ def _noise_level(
         sigma_xyz = noise_of_signals(signal_vn, mask_xyz)
     else:
         sigma_xyz = check_noise_map(given_sigma_xyz, mask_xyz)
-    floor = float(signal_vn.max()) / LARGEST_SNR
-    if not np.isfinite(floor) or floor <= 0:
+    largest_n = signal_vn.max(axis=0)
+    if not np.isfinite(largest_n).all() or not (largest_n > 0).any():
         raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
-    if np.any(sigma_xyz[mask_xyz] < floor):
+    # voxel by voxel, so that a single bright one does not speak for the others
+    typical = np.median(largest_n[largest_n > 0]) / LARGEST_SNR
+    floor_xyz = np.full_like(sigma_xyz, typical)
+    floor_xyz[mask_xyz] = np.maximum(largest_n / LARGEST_SNR, typical)
+    if np.mean(sigma_xyz[mask_xyz] < floor_xyz[mask_xyz]) > FEW_VOXELS:
         warnings.append(
             "hardly any noise was found: the data were denoised already, or smoothed, or simulated"
         )
-    return np.maximum(sigma_xyz, np.float32(floor))
+    return np.maximum(sigma_xyz, floor_xyz)
 
 
 def to_snr_units(

@@ -1,4 +1,4 @@
-"""What the device can do: numeric precision, threads."""
+"""Which device, and the number format it is fast in."""
 
 from __future__ import annotations
 

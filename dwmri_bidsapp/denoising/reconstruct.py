@@ -92,16 +92,13 @@ class Reconstruction:
                 # no other target looks at this base
                 prediction = predict_volume(self.model, self.context, v, tiles, self.precision)
                 self.context.base_vn[v] = self._voxels.gather(prediction)
-            if self.blend:
-                self.blends[shell] = calibrate(map(self._residuals, members))
+            self.blends[shell] = calibrate(map(self._residuals, members))
 
     def values(self, volume: int, pca_n: Tensor) -> Tensor:
         """Denoised values (N,) of a target volume, in SNR units, from its overcomplete local PCA: :mod:`.local_pca`."""
         p_n = self.context.base_vn[volume].float()
-        if not self.blend:
-            return p_n
         own_n, error = self._blended(volume, p_n, self.blends[int(self.context.shell[volume])])
-        if not self.local_pca:
+        if not (self.blend and self.local_pca):
             return own_n
         pca_n = pca_n.to(own_n)
         share = self.pca_shares[volume] = pca_share(error)
@@ -151,7 +148,7 @@ class Reconstruction:
         return square_n, look_up(p_n, self._table), self._voxels.gather(self._expected(volume))
 
     def _blended(self, volume: int, p_n: Tensor, blend: Blend) -> tuple[Tensor, float]:
-        """The prediction moved towards the measurement by what its error allows, and the mean square error left."""
+        """The prediction, moved towards the measurement by what its error allows, and the mean square error left."""
         voxels = self._voxels
         measured_n = self._measured(volume)
         prediction = voxels.scatter(p_n)
@@ -168,13 +165,14 @@ class Reconstruction:
             )
         )
         noise_n = voxels.gather(noise)
-        error_n = variance * noise_n / (variance + noise_n)
+        share_n = variance / (variance + noise_n) if self.blend else torch.zeros_like(variance)
+        error_n = variance * (1 - share_n)
         if self.context.shell[volume] > 0:
             self._variance_n += error_n
             if self.floor_stays:
                 self._variance_n += look_up(p_n, self._bias_table).square()
             self._n_dwi += 1
-        return p_n + variance / (variance + noise_n) * (measured_n - p_n), float(error_n.mean())
+        return p_n + share_n * (measured_n - p_n), float(error_n.mean())
 
 
 def pca_share(error: float) -> float:

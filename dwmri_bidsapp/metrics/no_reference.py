@@ -142,7 +142,7 @@ def edge_width(volume_xyz: Array, guide_xyz: Array, mask_xyz: Mask) -> float:
     float
         NaN where the mask has no edges.
     """
-    slopes = np.array(np.gradient(ndimage.gaussian_filter(guide_xyz.astype(np.float32), 0.7)))
+    slopes = _slopes(ndimage.gaussian_filter(guide_xyz.astype(np.float32), 0.7))
     magnitude_xyz = np.linalg.norm(slopes, axis=0)
     inner_xyz = ndimage.binary_erosion(mask_xyz, iterations=_PROFILE_VOXELS)
     if not inner_xyz.any() or magnitude_xyz[inner_xyz].max() == 0:
@@ -194,8 +194,8 @@ def edge_slope(noisy_xyzv: Array, denoised_xyzv: Array, mask_xyz: Mask, gradient
             continue
         mean_noisy, mean_denoised = (_mean_volume(data, volumes) for data in (noisy_xyzv, denoised_xyzv))
         for volume in volumes:
-            noisy = np.gradient(noisy_xyzv[..., volume] - mean_noisy)
-            denoised = np.gradient(denoised_xyzv[..., volume] - mean_denoised)
+            noisy = _slopes(noisy_xyzv[..., volume] - mean_noisy)
+            denoised = _slopes(denoised_xyzv[..., volume] - mean_denoised)
             for n_xyz, d_xyz in zip(noisy, denoised, strict=True):
                 product += float((n_xyz[inner_xyz] * d_xyz[inner_xyz]).sum(dtype=np.float64))
                 square += float((d_xyz[inner_xyz] ** 2).sum(dtype=np.float64))
@@ -322,8 +322,17 @@ def _shell_edges(dwi_xyzv: Array, gradients: Gradients) -> dict[int, Array]:
     edges = {}
     for shell in np.unique(gradients.shell[gradients.dwi]):
         mean_xyz = _mean_volume(dwi_xyzv, np.flatnonzero(gradients.shell == shell))
-        edges[int(shell)] = np.linalg.norm(list(np.gradient(mean_xyz)), axis=0)
+        edges[int(shell)] = np.linalg.norm(_slopes(mean_xyz), axis=0)
     return edges
+
+
+def _slopes(volume_xyz: Array) -> Array:
+    """Gradient (3, X, Y, Z) per voxel; zero along an axis of a single voxel."""
+    slopes = np.zeros((3, *volume_xyz.shape), dtype=volume_xyz.dtype)
+    for axis, n in enumerate(volume_xyz.shape):
+        if n > 1:
+            slopes[axis] = np.gradient(volume_xyz, axis=axis)
+    return slopes
 
 
 def _mean_volume(dwi_xyzv: Array, volumes: NDArray[np.int64]) -> Array:

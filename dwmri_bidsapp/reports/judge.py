@@ -21,7 +21,7 @@ class Finding:
 
 _ADVICE = {
     "distinct directions": "compare colour FA before and after; prefer the acquired data if in doubt",
-    "single b=0": "nothing now: it was passed through unchanged; acquire several b=0 volumes if you can",
+    "single b=0": "nothing now: it gains less than the other volumes; acquire several b=0 volumes if you can",
     "do not span a diffusion tensor": "check the b-vectors; do not use FA, MD or directions of this run",
     "one volume each": "expect less gain at these b-values than in a shell; look at their before and after",
     "not of length 1": "check how the .bvec file was made; some scanners scale b-vectors to encode b-values",
