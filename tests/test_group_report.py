@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,19 @@ def test_a_method_that_most_runs_have_is_missed_in_the_others(tmp_path: Path) ->
         write_subject_report(tmp_path, subject)
     page = Page(write_group_report(tmp_path))
     assert "Missing sub-02: not denoised by mppca" in " ".join(page.text.split())
+
+
+def test_a_method_measured_on_other_data_than_the_run_stops_nothing(tmp_path: Path) -> None:
+    """Left by an earlier call, before the series was cropped, say: the run's own record tells its protocol."""
+    write_run(tmp_path, "sub-01")
+    write_run(tmp_path, "sub-01", method="mppca", preparation={**PREPARATION, "shape": [9, 9, 9, 10]})
+    write_run(tmp_path, "sub-02")
+    write_group_report(tmp_path)
+    with (tmp_path / "group_dwi.tsv").open() as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert [(row["method"], row["protocol"]) for row in rows] == [
+        ("denoised", "1"), ("mppca", "1"), ("denoised", "1")
+    ]  # fmt: skip
 
 
 def test_data_in_the_page_cannot_end_its_element(tmp_path: Path) -> None:

@@ -146,7 +146,15 @@ def test_failed_runs_are_listed_now_and_by_the_group_level_later(out_dir: Path) 
     assert "sub-02_ses-b" in group.text
     assert "out of memory" in group.text
     assert "3 problems" in group.text
-    assert Page(write_subject_report(out_dir, "02", [])).text.count("Failed") == 0
+    other = Page(write_subject_report(out_dir, "02", [], attempted=["sub-02_ses-b"])).text
+    assert "Failed: sub-02_ses-c" in other, "a call for another run says nothing of this one"
+    assert "sub-02_ses-b" not in other
+    assert "a plain text" not in other
+    again = Page(write_subject_report(out_dir, "02", [BadDataError("sub-02_ses-c_dwi.nii: broken")])).text
+    assert "broken" in again
+    assert "out of memory" not in again
+    everything = ["sub-02_ses-b", "sub-02_ses-c"]
+    assert Page(write_subject_report(out_dir, "02", [], everything)).text.count("Failed") == 0
 
 
 def test_a_failure_is_forgotten_once_the_run_is_finished(tmp_path: Path) -> None:

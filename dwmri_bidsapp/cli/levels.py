@@ -137,7 +137,7 @@ def _denoise(
             else:
                 summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
     used = {"seconds": round(time.time() - start, 1), "peak_memory_mb": memory.megabytes}
-    _write_records(config, subjects, summary.failures, used)
+    _write_records(config, subjects, [run.label for run in runs], summary.failures, used)
     if summary.n_done:
         report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
         plural = "run" if summary.n_done == 1 else "runs"
@@ -152,7 +152,11 @@ def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
 
 
 def _write_records(
-    config: Config, subjects: Sequence[str], failures: Sequence[Failure], used: Mapping[str, float]
+    config: Config,
+    subjects: Sequence[str],
+    attempted: Sequence[str],
+    failures: Sequence[Failure],
+    used: Mapping[str, float],
 ) -> None:
     """Write provenance, and what failed into the participants' reports."""
     from ..reports import write_subject_report
@@ -160,7 +164,7 @@ def _write_records(
     for subject in subjects:
         own = [failure.message for failure in failures if failure.subject == subject]
         write_provenance(config, subject, {**used, "failures": own})
-        write_subject_report(config.out_dir, subject, problems=own)
+        write_subject_report(config.out_dir, subject, problems=own, attempted=attempted)
 
 
 def _write_methods(

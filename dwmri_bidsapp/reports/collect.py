@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -165,18 +165,31 @@ def find_records(out_dir: Path, subject: str) -> tuple[list[RunRecord], list[Pro
     return records, problems
 
 
-def save_problems(out_dir: Path, subject: str, problems: Iterable[Problem]) -> None:
+def save_problems(
+    out_dir: Path, subject: str, problems: Sequence[Problem], earlier: Iterable[Problem] = ()
+) -> None:
     """Keep what went wrong, so that the group level and later reports know of it.
+
+    Parameters
+    ----------
+    out_dir, subject
+        Root of the derivatives, and the participant's label.
+    problems
+        Of this call.
+    earlier
+        Of earlier calls, to be kept; those of the same runs, or of none, are replaced.
 
     Raises
     ------
     InputOutputError
         The file could not be written.
     """
+    again = {"", *(problem.run for problem in problems)}
+    kept = [problem for problem in earlier if problem.run not in again]
     content = {
         # Makes the file a new one each time: its age tells which runs were finished since.
         "recorded": datetime.now().isoformat(),
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [asdict(problem) for problem in [*kept, *problems]],
     }
     write_text(_problems_path(out_dir, subject), json.dumps(content, indent=2) + "\n")
 

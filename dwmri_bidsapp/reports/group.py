@@ -56,9 +56,14 @@ class Group:
     @property
     def protocols(self) -> dict[tuple[str, str], list[str]]:
         """Labels of the runs by grid and shells, the most frequent protocol first."""
+        protocol = {record.label: protocol_of(record) for record in self.records}
+        # a method of an earlier call may have seen other data
+        protocol |= {
+            record.label: protocol_of(record) for record in self.records if record.method == OWN_METHOD
+        }
         kinds: dict[tuple[str, str], list[str]] = {}
-        for record in {record.label: record for record in self.records}.values():
-            kinds.setdefault(protocol_of(record), []).append(record.label)
+        for label, kind in protocol.items():
+            kinds.setdefault(kind, []).append(label)
         return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
 
@@ -86,8 +91,7 @@ def write_group_report(out_dir: str | Path, truth_dir: str | Path | None = None)
     out_dir = Path(out_dir)
     group = read_group(out_dir, None if truth_dir is None else Path(truth_dir))
     table = tabulate(group.records, group.tables)
-    protocols = list(group.protocols)
-    kind = {record.label: protocols.index(protocol_of(record)) for record in group.records}
+    kind = {label: i for i, labels in enumerate(group.protocols.values()) for label in labels}
     far = dict(zip(table.labels, distances(table, [kind[label] for label in table.labels]), strict=True))
     names = sorted({name for row in group.tables for name in row}, key=_column_order)
     write_text(out_dir / "group_dwi.tsv", _as_tsv(group, names, kind, far))

@@ -78,7 +78,9 @@ class RunView:
     files: list[tuple[str, str]]
 
 
-def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None) -> Path:
+def write_subject_report(
+    out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None, attempted: Iterable[str] = ()
+) -> Path:
     """Write ``OUT_DIR/sub-<subject>.html`` from what stands in OUT_DIR.
 
     Parameters
@@ -89,7 +91,10 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
         Label of the participant, with or without ``sub-``.
     problems
         What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``) or texts; kept
-        for the group level. None keeps those of the last call, without those of runs finished since.
+        for the group level, with those of earlier calls that concern other runs. None: those of earlier calls
+        alone. Runs finished since have none.
+    attempted
+        Labels of the runs of this call: what earlier calls said of them is forgotten.
 
     Returns
     -------
@@ -105,7 +110,9 @@ def write_subject_report(out_dir: str | Path, subject: str, problems: Iterable[A
     subject = subject.removeprefix("sub-")
     records, unreadable = find_records(out_dir, subject)
     if problems is not None:
-        save_problems(out_dir, subject, Problem.all_of(problems))
+        attempted = set(attempted)
+        earlier = [one for one in read_problems(out_dir, subject, records) if one.run not in attempted]
+        save_problems(out_dir, subject, Problem.all_of(problems), earlier)
     failed = [*read_problems(out_dir, subject, records), *unreadable]
     logs = log_files(out_dir, subject)
     memory = read_provenance(logs).get("peak_memory_mb")
