@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -20,6 +21,8 @@ from .bids import B0Series, DwiRun
 from .config import PACKAGE
 from .derivatives import atomic_write, dataset_description_of_raw
 from .errors import InputOutputError
+
+LOGGER = logging.getLogger(__name__)
 
 DERIVATIVES = Path("derivatives") / PACKAGE
 """Where the derivatives lie in the raw dataset."""
@@ -114,6 +117,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy_others(bids_dir: Path, out_dir: Path, subject_dir: Path) -> None:
+    lost = [path for path in sorted(subject_dir.rglob("*")) if path.is_symlink() and not path.exists()]
+    if lost:
+        LOGGER.warning(
+            "not in the raw dataset: %d files of %s, links to what is not there, such as %s (datalad get)",
+            len(lost), subject_dir.name, lost[0],
+        )  # fmt: skip
     for source in sorted(path for path in subject_dir.rglob("*") if path.is_file()):
         target = out_dir / source.relative_to(bids_dir)
         # DWI series are written, or left out on purpose; sbref and the like are copied.
@@ -143,21 +152,32 @@ def _copy(source: Path, target: Path) -> None:
 
 def _scans_that_exist(source: Path, target: Path) -> str:
     """Return a scans table without the rows of files that are left out."""
-    rows = list(csv.reader(source.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
+    text = _read_text(source)
+    rows = list(csv.reader(text.splitlines(), delimiter="\t"))
     place = rows[0].index("filename") if rows and "filename" in rows[0] else None
     if place is None:
-        return source.read_text(encoding="utf-8-sig")
-    present = [
-        row for row in rows[1:] if len(row) > place and _will_exist(source.parent, target.parent, row[place])
-    ]
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([rows[0], *present])
-    return text.getvalue()
+        return text
+    present = [rows[0]]
+    for row in rows[1:]:
+        name = _name_in_target(source.parent, target.parent, row[place]) if len(row) > place else ""
+        if name:
+            present.append([*row[:place], name, *row[place + 1 :]])
+    table = io.StringIO()
+    csv.writer(table, delimiter="\t", lineterminator="\n").writerows(present)
+    return table.getvalue()
 
 
-def _will_exist(source_dir: Path, target_dir: Path, name: str) -> bool:
-    is_series = Path(name).name.partition(".")[0].endswith("_dwi")
-    return (target_dir / name).exists() if is_series else (source_dir / name).exists()
+def _name_in_target(source_dir: Path, target_dir: Path, name: str) -> str:
+    """What a file of a scans table is called in the raw dataset; nothing if it is left out."""
+    if not Path(name).name.partition(".")[0].endswith("_dwi"):
+        return name if (source_dir / name).exists() else ""
+    names = (name, f"{name}.gz")  # a denoised series is compressed
+    return next((one for one in names if (target_dir / one).exists()), "")
+
+
+def _read_text(path: Path) -> str:
+    """Read a text that is to be written again, whatever its encoding: other bytes than UTF-8 come through."""
+    return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _write_root(bids_dir: Path, out_dir: Path) -> None:
@@ -178,7 +198,9 @@ def _write_root(bids_dir: Path, out_dir: Path) -> None:
 
 
 def _participants_that_exist(source: Path, out_dir: Path) -> str:
-    lines = source.read_text(encoding="utf-8-sig").splitlines()
+    lines = _read_text(source).splitlines()
+    if not lines:
+        return ""
     column = lines[0].split("\t").index("participant_id") if "participant_id" in lines[0].split("\t") else 0
     kept = [line for line in lines[1:] if (out_dir / line.split("\t")[column]).is_dir() and line.strip()]
     return "\n".join([lines[0], *kept]) + "\n"
@@ -192,9 +214,7 @@ def _readme(bids_dir: Path) -> str:
     )
     for name in ("README", "README.md", "README.txt", "README.rst"):
         if (bids_dir / name).is_file():
-            return f"{own}\nThe README of the source dataset:\n\n" + (bids_dir / name).read_text(
-                encoding="utf-8"
-            )
+            return f"{own}\nThe README of the source dataset:\n\n" + _read_text(bids_dir / name)
     return own
 
 

@@ -159,6 +159,25 @@ def test_b0_volumes_of_reversed_phase_encoding_are_copied(out_dir: Path, bids_di
     assert not (out_dir / "sub-02").exists(), "nothing of this participant was denoised"
 
 
+def test_files_as_studies_have_them(out_dir: Path, bids_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Texts in another encoding, an empty table, an uncompressed series, links whose files were not fetched."""
+    session = bids_dir / "sub-01/ses-a"
+    (session / "anat/sub-01_ses-a_T2w.nii.gz").symlink_to("../.git/annex/not-here")
+    scans = session / "sub-01_ses-a_scans.tsv"
+    rows = scans.read_text().replace("acq-x_dwi.nii.gz", "acq-x_dwi.nii")
+    scans.write_text(rows + "anat/sub-01_ses-a_T2w.nii.gz\tn/a\n")
+    (bids_dir / "README").write_bytes("Universit\xe9\n".encode("latin-1"))
+    (bids_dir / "participants.tsv").write_text("")
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)])
+    assert (out_dir / "README").read_bytes().endswith(b"Universit\xe9\n")
+    assert (out_dir / "participants.tsv").read_text() == ""
+    found = (out_dir / scans.relative_to(bids_dir)).read_text()
+    assert "dwi/sub-01_ses-a_acq-x_dwi.nii.gz\t2020-01-01T00:10:00" in found
+    assert "T2w" not in found
+    assert "1 files of sub-01" in caplog.text
+    assert "sub-01_ses-a_T2w.nii.gz" in caplog.text
+
+
 def test_the_two_layouts_do_not_mix(out_dir: Path) -> None:
     check_out_dir(out_dir, "raw")
     with pytest.raises(UsageError, match="other layout"):
