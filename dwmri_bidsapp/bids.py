@@ -273,7 +273,9 @@ def _dwi_files(bids_dir: Path, layout: BIDSLayout) -> list[_File]:
     """
     files = []
     for path in sorted(Path(name) for name in layout.get(suffix="dwi", return_type="filename")):
-        parsed = layout.parse_file_entities(f"/{path.relative_to(bids_dir)}")
+        inside = path.relative_to(layout.root)  # a database may know the dataset by another path
+        path = bids_dir / inside
+        parsed = layout.parse_file_entities(f"/{inside}")
         extension = parsed.pop("extension")
         entities = {key: str(value) for key, value in parsed.items() if key not in ("suffix", "datatype")}
         files.append(_File(path, entities, extension))
@@ -356,6 +358,13 @@ def _check_name(config: Config, image: _File, files: Sequence[_File]) -> None:
     if len(twins) > 1:
         raise BadDataError(
             f"{image.path}: one image twice: {', '.join(file.path.name for file in twins)}", "remove one"
+        )
+    own = {part.partition("-")[0] for part in image.path.name.split("_")[:-1]}
+    if unknown := sorted(own - set(PREFIXES.values())):
+        # the names of the outputs, and the reports, tell images apart by these alone
+        raise BadDataError(
+            f"{image.path}: {', '.join(unknown)} in the name: BIDS knows {', '.join(PREFIXES.values())} for DWI",
+            "rename it, with acq-<label> for example, or leave it out with --bids-filter-file",
         )
     if config.skip_bids_validation:
         return

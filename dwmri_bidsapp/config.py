@@ -103,7 +103,7 @@ class Config:
     reports_only, boilerplate_only, write_graph, dry_run
         Do less than, or something beside, the whole job.
     clean_workdir
-        Remove this call's intermediate files when every run succeeded.
+        Remove the intermediate files of each run that succeeded.
     sloppy
         A few steps only: for tests, never for data.
     verbose
@@ -220,7 +220,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             if key not in known[section]:
                 raise _unknown_key(path, f"{section}.{key}", [f"{s}.{k}" for s in known for k in known[s]])
             try:
-                values[key] = _typed(value, known[section][key])
+                values[key] = typed(value, known[section][key])
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{path}: {section}.{key} = {value!r}: {error}") from error
     return values
@@ -304,11 +304,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _typed(value: Any, hint: Any) -> Any:
-    """Return a TOML value as the type of a field, or raise TypeError or ValueError."""
+def typed(value: Any, hint: Any) -> Any:
+    """Return a TOML value as the type of a field.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The value is of another type, or none of those allowed; the message goes after the name of the key.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return _typed(value, next(a for a in arguments if a is not types.NoneType))
+        return typed(value, next(a for a in arguments if a is not types.NoneType))
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"must be one of {', '.join(map(repr, arguments))}")
@@ -316,11 +322,13 @@ def _typed(value: Any, hint: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise TypeError("must be a list")
-        return tuple(_typed(item, arguments[0]) for item in value)
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError(f"must be {len(arguments)} values")
+        return tuple(typed(item, arguments[0]) for item in value)
     if origin is Mapping:
         if not isinstance(value, dict):
             raise TypeError("must be a table")
-        return {key: _typed(item, arguments[1]) for key, item in value.items()}
+        return {key: typed(item, arguments[1]) for key, item in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

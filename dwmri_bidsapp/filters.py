@@ -16,7 +16,7 @@ LOGGER = logging.getLogger(__name__)
 
 PREFIXES = {
     "subject": "sub", "session": "ses", "acquisition": "acq", "reconstruction": "rec",
-    "direction": "dir", "run": "run", "echo": "echo", "part": "part", "chunk": "chunk",
+    "direction": "dir", "run": "run", "part": "part", "chunk": "chunk",
 }  # fmt: skip
 """Entities that tell one DWI image from another, with their prefixes."""
 

@@ -5,16 +5,17 @@ The runs are drawn from the geometric family of anatomies alone; brains are kept
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from .config import typed
 from .denoising.blind import BlindBase, blind_local_pca, bounding_box
 from .denoising.context import Context, build_context
 from .denoising.denoise import make_model, to_snr_units
@@ -67,9 +68,9 @@ class PretrainingConfig:
         Seed of everything.
     """
 
-    model: str = "multiscale"
+    model: Literal["multiscale", "denoiser"] = "multiscale"
     base_filters: int = 16
-    loss: str = "edge-aware"
+    loss: Literal["edge-aware", "l1", "mse"] = "edge-aware"
     alpha: float = 0.5
     beta: float = 0.1
     block: int = AUTOMATIC
@@ -108,17 +109,15 @@ def read_pretraining_config(path: Path) -> PretrainingConfig:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from error
-    defaults = dataclasses.asdict(PretrainingConfig())
-    typed: dict[str, Any] = {}
+    hints = typing.get_type_hints(PretrainingConfig)
     for key, value in values.items():
-        if key not in defaults:
-            raise UsageError(f"{path}: unknown key {key}", f"known keys: {', '.join(defaults)}")
-        wanted = type(defaults[key])
+        if key not in hints:
+            raise UsageError(f"{path}: unknown key {key}", f"known keys: {', '.join(hints)}")
         try:
-            typed[key] = tuple(map(float, value)) if wanted is tuple else wanted(value)
+            values[key] = typed(value, hints[key])
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{path}: {key} = {value!r}: expected {wanted.__name__}") from error
-    return PretrainingConfig(**typed)
+            raise UsageError(f"{path}: {key} = {value!r}: {error}") from error
+    return PretrainingConfig(**values)
 
 
 def draw_protocol(rng: np.random.Generator) -> Gradients:
@@ -269,7 +268,7 @@ def train_weights(
 ) -> dict[str, torch.Tensor]:
     """Train the network of the configuration on the runs; its weights, on the CPU."""
     options = DenoiseOptions(
-        model=config.model,  # type: ignore[arg-type]
+        model=config.model,
         base_filters=config.base_filters,
         init="random",
         random_seed=config.random_seed,

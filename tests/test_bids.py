@@ -265,6 +265,24 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     }
 
 
+def test_names_that_the_outputs_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    names = "sub-01/dwi/sub-01_echo-1_dwi", "sub-01/dwi/sub-01_echo-2_dwi", "sub-01/dwi/sub-01_acq-x_dwi"
+    root = make_dataset(tmp_path / "d", *names)
+    found = find_runs(config_for(root, skip_bids_validation=True))
+    assert [run.label for run in found.runs] == ["sub-01_acq-x"]
+    assert ["echo in the name" in problem.message for problem in found.problems] == [True, True]
+
+
+def test_a_database_made_by_another_path_to_the_dataset(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi")
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    database = tmp_path / "database"
+    for folder in (link, root):
+        run = only_run(folder, bids_database_dir=database)
+        assert run.dwi == folder / "sub-01/dwi/sub-01_dwi.nii.gz"
+
+
 def test_a_participant_without_dwi(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "d", "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/dwi/sub-02_dwi")
     assert labels(root) == ["sub-02"], "nobody asked for participant 01"

@@ -202,6 +202,21 @@ def test_the_written_file_repeats_the_call(tmp_path: Path) -> None:
     assert dataclasses.replace(again, run_uuid=first.run_uuid) == first
 
 
+def test_options_that_stand_for_others_win_over_the_file_as_a_whole(tmp_path: Path) -> None:
+    """The file that a call writes holds every value."""
+    file = tmp_path / "config.toml"
+    file.write_text(
+        dataclasses.replace(configure("--nprocs", "8", "--omp-nthreads", "8"), gpu_ids=(0, 1)).to_toml()
+    )
+    given = ["--config-file", str(file)]
+    assert configure(*given).gpu_ids == (0, 1)
+    assert configure(*given, "--device", "cuda:1").gpu_ids == ()
+    assert configure(*given, "--nprocs", "2").omp_nthreads == 2
+    assert configure(*given, "--sloppy").method == configure("--sloppy").method
+    assert configure(*given, "--sloppy", "--max-steps", "7").method.max_steps == 7
+    assert configure(*given, "--low-mem").method == configure("--low-mem").method
+
+
 def test_sloppy_leaves_alone_what_was_typed() -> None:
     config = configure("--sloppy", "--max-steps", "3")
     assert config.method.max_steps == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,16 @@ def test_configuration_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown key stepps"):
         read_pretraining_config(file)
     file.write_text('steps = "many"\n')
-    with pytest.raises(UsageError, match="steps = 'many': expected int"):
-        read_pretraining_config(file)
+    for text, said in (
+        ('steps = "many"', "steps = 'many': must be of type int"),
+        ("steps = 10.7", "steps = 10.7: must be of type int"),
+        ('model = "multiscal"', "model = 'multiscal': must be one of 'multiscale', 'denoiser'"),
+        ('loss = "l2"', "loss = 'l2': must be one of"),
+        ("snr = [10]", "must be 2 values"),
+    ):
+        file.write_text(f"{text}\n")
+        with pytest.raises(UsageError, match=re.escape(said)):
+            read_pretraining_config(file)
     with pytest.raises(InputOutputError, match=r"b\.toml"):
         read_pretraining_config(tmp_path / "b.toml")
 
@@ -161,6 +170,14 @@ def test_command_writes_weights_that_init_takes(tmp_path: Path, capsys: pytest.C
     names = set(torch.load(out, weights_only=True))
     assert all(any(name.startswith(prefix) for name in names) for prefix in (FUSION, SINGLE_B0))
     assert sorted(p.name for p in out.parent.iterdir()) == ["mine.json", "mine.pt"]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train-weights", str(tmp_path / "file" / "mine.pt")]) == 74
+    assert "mine.pt: cannot be written" in capsys.readouterr().err
 
 
 def test_command_needs_something_to_learn_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

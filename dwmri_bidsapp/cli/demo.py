@@ -13,7 +13,6 @@ from .parser import build_subcommand_parser
 
 DEMO_SHAPE = (38, 46, 38)
 """Grid of the demonstration: whole brains of 5 mm voxels."""
-"""Steps of training in the demonstration: enough to show the gain in minutes on two cores."""
 
 
 def run_subcommand(command: str, arguments: Sequence[str]) -> int:

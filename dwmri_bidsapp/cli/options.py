@@ -37,7 +37,7 @@ def make_config(namespace: argparse.Namespace) -> Config:
     given = vars(namespace).copy()
     file = given.pop("config_file", None)
     values = read_toml(file) if file is not None else {}
-    for key in _ONLY_COMMAND_LINE:
+    for key in (*_ONLY_COMMAND_LINE, *_overruled(given)):
         values.pop(key, None)
     values |= given
     if isinstance(values.get("derivatives"), list):
@@ -60,6 +60,20 @@ def make_config(namespace: argparse.Namespace) -> Config:
     config = Config(**values, method=method)
     _check(config)
     return config
+
+
+def _overruled(given: dict[str, Any]) -> set[str]:
+    """What a configuration file says that an option of the command line, which wins, stands for as a whole."""
+    overruled: set[str] = set()
+    if given.get("sloppy"):
+        overruled |= {*SLOPPY, "learning_rate"}  # that of its other start
+    if given.get("low_mem"):
+        overruled |= {"batch_size", "accumulation_steps", "omp_nthreads"}
+    if "device" in given:
+        overruled |= {"gpu_ids"}
+    if "nprocs" in given:
+        overruled |= {"omp_nthreads"}
+    return overruled
 
 
 def _low_memory(values: dict[str, Any]) -> dict[str, Any]:

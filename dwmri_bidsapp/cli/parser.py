@@ -215,6 +215,6 @@ def _add_run_options(group: _Group) -> None:
     group.switch("--boilerplate-only", help="write the methods text only")
     group.switch("--write-graph", help="write the workflow's graph too")
     group.switch("--dry-run", help="list what would be processed, with the memory and time to expect")
-    group.switch("--clean-workdir", help="remove the intermediate files when every run succeeded")
+    group.switch("--clean-workdir", help="remove the intermediate files of each run that succeeded")
     group.switch("--sloppy", help="a few steps of a small network: to try things out, never for data")
     group.add("-v", "--verbose", action="count", help="more messages; -vv for debugging")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +62,7 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         raise UsageError(
             f"expected at least one step and one run, found --steps {config.steps} and --n-runs {config.n_runs}"
         )
+    _check_writable(namespace.out_file)
     if namespace.threads:
         torch.set_num_threads(namespace.threads)
     device = str(choose_device(namespace.device))
@@ -125,7 +125,7 @@ def _fusion(
 
     if not (config.n_runs and config.fusion_runs and config.fusion_steps):
         return {}, {}
-    options = DenoiseOptions(model=config.model, base_filters=config.base_filters, init="random")  # type: ignore[arg-type]
+    options = DenoiseOptions(model=config.model, base_filters=config.base_filters, init="random")
     model = make_model(options)
     model.load_state_dict(weights)
     model.eval()
@@ -169,15 +169,22 @@ def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:
     return runs
 
 
-def _write(path: Path, weights: dict[str, Any], card: dict[str, Any]) -> None:
-    """Write the weights and their card, whole or not at all."""
-    import torch
-
+def _check_writable(path: Path) -> None:
+    """Find out before the training whether the weights can be written after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        torch.save(weights, partial)
-        os.replace(partial, path)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write(path: Path, weights: dict[str, Any], card: dict[str, Any]) -> None:
+    """Write the weights and their card, whole or not at all."""
+    from ..denoising.train import save_state
+
+    try:
+        save_state(weights, path)
         path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be written: {error.strerror}") from error

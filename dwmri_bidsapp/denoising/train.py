@@ -5,6 +5,7 @@ Axes: ``b`` sample of a batch, ``c`` channel, ``v`` volume, ``x y z`` space.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -334,9 +335,7 @@ class _State:
             "generator": self.generator.get_state(),
             "record": asdict(self.record),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        save_state(state, self.path)
 
     def resume(self) -> None:
         """Continue from a checkpoint of the same options on the same data, if there is one."""
@@ -361,6 +360,21 @@ class _State:
             "shape": [len(sample), *self.context.voxels.mask_xyz.shape],
             "data": [float(sample.sum()), float(sample.square().sum())],
         }
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write what ``torch.load`` reads, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; PyTorch's own writer says RuntimeError when the disk is full.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.getbuffer())
+    os.replace(partial, path)
 
 
 def _open_log(checkpoint_dir: Path | None) -> Any:
