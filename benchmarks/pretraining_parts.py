@@ -1,10 +1,12 @@
 """What each part of the network is worth in weights: trainings without it, judged on brains that none was made from.
 
     python benchmarks/pretraining_parts.py [--runs 80] [--steps 3000] [--seeds 0 1 2] [--threads 2] [--only NAME ...]
+    python benchmarks/pretraining_parts.py --weights FILE ... [--threads 2]
 
 The same simulated runs for all trainings, far fewer and shorter than those of the shipped weights. Prints a Markdown
 table: squared error of the blind prediction on the held-out brains over that of the blind base, and the ratio to the
-complete network's, seed by seed. No run is denoised to its end: blending, local PCA and fusion are left out.
+complete network's, seed by seed. No run is denoised to its end: blending, local PCA and fusion are left out. With
+--weights nothing is trained: files of weights are judged in the same way.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alpha 1": {"alpha": 1.0},
     "beta 0 (no gradient loss)": {"beta": 0.0},
     "beta 0.5": {"beta": 0.5},
+    "beta 1": {"beta": 1.0},
+    "beta 2": {"beta": 2.0},
     "MSE loss": {"loss": "mse"},
     "L1 loss": {"loss": "l1"},
     "DenoiserNet": {"model": "denoiser"},
@@ -113,6 +117,18 @@ def measure(
     return [error_over_base(model, run) for run in see(held_out)]
 
 
+def judge_files(paths: list[str]) -> None:
+    """Tell the error of the networks in files of weights, as lines of JSON."""
+    with keeping_memory():
+        held_out = [held_out_run(case) for case in HELD_OUT]
+        for path in paths:
+            model = make_model(DenoiseOptions(init=path)).eval()
+            model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            errors = [error_over_base(model, run) for run in held_out]
+            line = {"weights": path, "errors": [round(e, 4) for e in errors], "mean": float(np.mean(errors))}
+            print(json.dumps(line), flush=True)
+
+
 def main() -> None:
     """Train every variant with every seed, tell each result as a line of JSON, and print the table."""
     parser = argparse.ArgumentParser(
@@ -123,8 +139,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--weights", nargs="+", default=[])
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
+    if wanted.weights:
+        judge_files(wanted.weights)
+        return
     with keeping_memory():
         runs = [draw_run(PretrainingConfig(), index) for index in range(wanted.runs)]
         held_out = [held_out_run(case) for case in HELD_OUT]

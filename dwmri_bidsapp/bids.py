@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .config import BUILT_IN_METHODS, Config
 from .errors import BadDataError, InputOutputError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
-from .gradients import holds_b0_only
+from .gradients import are_of_one_image, holds_b0_only
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -78,7 +78,7 @@ class B0Series:
     dwi
         The image.
     tables
-        Its ``.bval``, and its ``.bvec`` where there is one (inherited files included).
+        Its ``.bval``, and its ``.bvec`` where there is one of as many volumes (inherited files included).
     subject
         Label of the participant, without ``sub-``.
     """
@@ -333,7 +333,8 @@ def _b0_series(config: Config, image: _File, files: Sequence[_File]) -> B0Series
     bvals = _inherited(image, files, ".bval")[:1]
     if not (image.path.exists() and bvals and holds_b0_only(bvals[0], config.b0_threshold)):
         return None
-    bvecs = _inherited(image, files, ".bvec")[:1]
+    # such a series often has none, and would inherit those of its neighbour
+    bvecs = [path for path in _inherited(image, files, ".bvec")[:1] if are_of_one_image(bvals[0], path)]
     return B0Series(dwi=image.path, tables=(*bvals, *bvecs), subject=image.entities["subject"])
 
 

@@ -171,6 +171,15 @@ def holds_b0_only(bval_file: str | Path, b0_threshold: float = B0_THRESHOLD) -> 
     return bool((b_v <= b0_threshold).all())
 
 
+def are_of_one_image(bval_file: str | Path, bvec_file: str | Path) -> bool:
+    """Tell whether two files hold as many b-values as directions."""
+    try:
+        n_volumes = _read_numbers(Path(bval_file)).size
+        return _read_numbers(Path(bvec_file)).shape in ((3, n_volumes), (n_volumes, 3))
+    except BadDataError:
+        return False
+
+
 def check_protocol(gradients: Gradients) -> list[str]:
     """Refuse what cannot be denoised, and say what will be denoised badly.
 

@@ -226,7 +226,9 @@ def test_series_of_b0_volumes_alone_are_left_as_they_are(tmp_path: Path) -> None
         "sub-01/dwi/sub-01_acq-rev_dwi.nii.gz", "sub-01/sub-01_acq-rev_dwi.bval", "sub-02/dwi/sub-02_dwi",
     )  # fmt: skip
     (root / "sub-01/dwi/sub-01_dir-PA_dwi.bval").write_text("0 5 50\n")
+    (root / "sub-01/dwi/sub-01_dir-PA_dwi.bvec").write_text("0 0 0\n0 0 0\n0 0 0\n")
     (root / "sub-01/sub-01_acq-rev_dwi.bval").write_text("0\n")
+    (root / "sub-01/sub-01_dwi.bvec").write_text("0 1\n0 0\n0 0\n")  # of another image
     (root / "sub-02/dwi/sub-02_dwi.bval").write_text("0 0\n")
     found = find_runs(config_for(root))
     assert [run.label for run in found.runs] == ["sub-01_dir-AP", "sub-02"]

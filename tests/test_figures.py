@@ -14,6 +14,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 from matplotlib import colors, patches
+from matplotlib.contour import ContourSet
 from PIL import Image
 
 from dwmri_bidsapp.errors import InputOutputError
@@ -196,6 +197,16 @@ def test_an_empty_mask_shows_the_whole_image() -> None:
     plan = plan_slices(np.zeros((8, 9, 10), dtype=bool), RAS)
 
     assert [part.stop - part.start for part in plan.box] == [8, 9, 10]
+
+
+def test_the_mask_of_a_single_slice_is_outlined_where_it_has_an_area() -> None:
+    mask = np.zeros((8, 9, 1), dtype=bool)
+    mask[2:6, 2:7] = True
+    figure = pictures.map_picture(
+        mask.astype(float), plan_slices(mask, RAS, n_slices=1), window=None, title="", outline_xyz=mask
+    )
+    outlined = [any(isinstance(drawn, ContourSet) for drawn in axes.get_children()) for axes in figure.axes]
+    assert outlined == [True, False, False]
 
 
 def test_flicker_holds_two_pictures_of_one_window_that_differ() -> None:

@@ -442,8 +442,10 @@ def test_no_reference_metrics_tell_truth_blur_and_nothing_apart(
 def test_a_single_slice_is_measured(phantom: Phantom, noisy: tuple[Array, Array]) -> None:
     raw, sigma = noisy
     z = raw.shape[2] // 2
-    cut = [array[:, :, z : z + 1] for array in (raw, phantom.clean_xyzv, sigma, phantom.mask_xyz)]
-    found = no_reference_metrics(*cut, phantom.gradients)
+    noisy_xyzv, clean_xyzv, sigma_xyz, mask_xyz = (
+        array[:, :, z : z + 1] for array in (raw, phantom.clean_xyzv, sigma, phantom.mask_xyz)
+    )
+    found = no_reference_metrics(noisy_xyzv, clean_xyzv, sigma_xyz, mask_xyz, phantom.gradients)
     assert 0.9 < found["residual_std"] < 1.05
     assert "residual_autocorrelation_x" in found
 

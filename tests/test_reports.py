@@ -150,9 +150,9 @@ def test_failed_runs_are_listed_now_and_by_the_group_level_later(out_dir: Path) 
     assert "Failed: sub-02_ses-c" in other, "a call for another run says nothing of this one"
     assert "sub-02_ses-b" not in other
     assert "a plain text" not in other
-    again = Page(write_subject_report(out_dir, "02", [BadDataError("sub-02_ses-c_dwi.nii: broken")])).text
-    assert "broken" in again
-    assert "out of memory" not in again
+    anew = Page(write_subject_report(out_dir, "02", [BadDataError("sub-02_ses-c_dwi.nii: broken")])).text
+    assert "broken" in anew
+    assert "out of memory" not in anew
     everything = ["sub-02_ses-b", "sub-02_ses-c"]
     assert Page(write_subject_report(out_dir, "02", [], everything)).text.count("Failed") == 0
 

@@ -133,7 +133,8 @@ def map_picture(
             shown = _show(axes, strips[plane], window, cmap)
             if outline_xyz is not None:
                 inside = np.nan_to_num(plan.strip(outline_xyz.astype(np.float32), plane))
-                axes.contour(inside, levels=[0.5], colors=OUTLINE, linewidths=0.9)
+                if min(inside.shape) > 1:  # the cross-section of a single slice has no outline
+                    axes.contour(inside, levels=[0.5], colors=OUTLINE, linewidths=0.9)
             for side, place in zip(_SIDES[plane], (0.003, 0.997), strict=True):
                 align = "left" if place < 0.5 else "right"
                 axes.text(place, 0.5, side, transform=axes.transAxes, color="0.75", ha=align, va="center")
