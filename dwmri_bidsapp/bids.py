@@ -17,6 +17,7 @@ from .config import BUILT_IN_METHODS, Config
 from .errors import BadDataError, InputOutputError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
 from .gradients import are_of_one_image, holds_b0_only
+from .images import IMAGE_ERRORS
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -79,6 +80,8 @@ class B0Series:
         The image.
     tables
         Its ``.bval``, and its ``.bvec`` where there is one of as many volumes (inherited files included).
+    metadata
+        The JSON sidecars, merged by inheritance.
     subject
         Label of the participant, without ``sub-``.
     """
@@ -86,6 +89,7 @@ class B0Series:
     dwi: Path
     tables: tuple[Path, ...]
     subject: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,16 +159,19 @@ def find_runs(config: Config) -> Found:
             LOGGER.info("%s", nothing)
             if participant in config.participant_label:
                 problems.append(nothing)
-        passed_by = {image.path: series for image in selected if (series := _b0_series(config, image, files))}
-        # what is alone is shown for what it is: an image that cannot be denoised
-        if len(passed_by) < len(selected):
-            b0_series += passed_by.values()
-            selected = [image for image in selected if image.path not in passed_by]
+        passed_by: list[B0Series] = []
         for image in selected:
             try:
-                runs.append(_run(config, image, files))
+                if series := _b0_series(config, image, files):
+                    passed_by.append(series)
+                else:
+                    runs.append(_run(config, image, files))
             except BadDataError as error:
                 problems.append(UnusableImage(error.message, error.hint, subject=participant))
+        if len(passed_by) < len(selected):
+            b0_series += passed_by
+        else:
+            problems += [_nothing_to_denoise(series) for series in passed_by]
     if not runs and not problems:
         raise BadDataError(
             f"{config.bids_dir}: no DWI image found in any participant that the options select",
@@ -313,15 +320,12 @@ def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:
                 f"{image.path}: no {extension[1:]} file: expected {expected} beside it, or one to inherit"
             )
         found[extension] = candidates[0]
-    metadata: dict[str, Any] = {}
-    for sidecar in reversed(_inherited(image, files, ".json")):
-        metadata |= read_json(sidecar)
     return DwiRun(
         dwi=image.path,
         bval=found[".bval"],
         bvec=found[".bvec"],
         entities=image.entities,
-        metadata=metadata,
+        metadata=_metadata(image, files),
         mask=config.mask or _derivative(config, image, "mask", {"desc": ("brain",)}),
         noise_map=config.noise_map or _derivative(config, image, "dwimap", {"param": ("sigma", "noise")}),
         compared=_denoised_elsewhere(config, image),
@@ -331,11 +335,43 @@ def _run(config: Config, image: _File, files: Sequence[_File]) -> DwiRun:
 def _b0_series(config: Config, image: _File, files: Sequence[_File]) -> B0Series | None:
     """The image, if its b-values are all those of b=0."""
     bvals = _inherited(image, files, ".bval")[:1]
-    if not (image.path.exists() and bvals and holds_b0_only(bvals[0], config.b0_threshold)):
+    if not (bvals and holds_b0_only(bvals[0], _n_volumes(image.path), config.b0_threshold)):
         return None
     # such a series often has none, and would inherit those of its neighbour
     bvecs = [path for path in _inherited(image, files, ".bvec")[:1] if are_of_one_image(bvals[0], path)]
-    return B0Series(dwi=image.path, tables=(*bvals, *bvecs), subject=image.entities["subject"])
+    return B0Series(
+        dwi=image.path,
+        tables=(*bvals, *bvecs),
+        subject=image.entities["subject"],
+        metadata=_metadata(image, files),
+    )
+
+
+def _n_volumes(path: Path) -> int:
+    """Volumes by the header; none if that cannot be read."""
+    import nibabel as nb
+
+    try:
+        shape = nb.load(path).shape
+    except IMAGE_ERRORS:
+        return 0
+    return int(shape[3]) if len(shape) == 4 else 1
+
+
+def _nothing_to_denoise(series: B0Series) -> UnusableImage:
+    return UnusableImage(
+        f"{series.dwi}: holds b=0 volumes only, and the participant has no other run: nothing to denoise",
+        "leave the participant out, or lower --b0-threshold if some are diffusion-weighted",
+        subject=series.subject,
+    )
+
+
+def _metadata(image: _File, files: Sequence[_File]) -> dict[str, Any]:
+    """The JSON sidecars of an image, the nearest on top."""
+    metadata: dict[str, Any] = {}
+    for sidecar in reversed(_inherited(image, files, ".json")):
+        metadata |= read_json(sidecar)
+    return metadata
 
 
 def _denoised_elsewhere(config: Config, image: _File) -> dict[str, Path]:
@@ -365,7 +401,7 @@ def _check_name(config: Config, image: _File, files: Sequence[_File]) -> None:
         # the names of the outputs, and the reports, tell images apart by these alone
         raise BadDataError(
             f"{image.path}: {', '.join(unknown)} in the name: BIDS knows {', '.join(PREFIXES.values())} for DWI",
-            "rename it, with acq-<label> for example, or leave it out with --bids-filter-file",
+            "rename it, with acq-<label> for example",
         )
     if config.skip_bids_validation:
         return

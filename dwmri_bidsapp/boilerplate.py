@@ -9,7 +9,8 @@ from importlib import resources
 
 _ENTRY = re.compile(r"^@\w+\{(?P<key>[^,]+),\n(?P<fields>.*?)^\}", re.MULTILINE | re.DOTALL)
 _FIELD = re.compile(r"^\s*(\w+) = \{(.*)\},?$", re.MULTILINE)
-_CITATION = re.compile(r"\[(@[\w-]+(?:\s*;\s*@[\w-]+)*)\]|(?<![\w.`])@([\w-]+)")
+_CITATION = re.compile(r"\[(@[\w-]+(?:\s*;\s*@[\w-]+)*)\]|(?<![\w.])@([\w-]+)")
+_CODE = re.compile(r"(`[^`]*`)")
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Methods text</title>
@@ -38,7 +39,9 @@ def references() -> dict[str, dict[str, str]]:
 
 def cited_keys(text: str) -> list[str]:
     """Return the keys that a text cites, each once, in the order of the text."""
-    keys = [key for match in _CITATION.finditer(text) for key in re.findall(r"[\w-]+", match[0])]
+    keys = [
+        key for match in _CITATION.finditer(_CODE.sub("", text)) for key in re.findall(r"[\w-]+", match[0])
+    ]
     return list(dict.fromkeys(keys))
 
 
@@ -58,15 +61,20 @@ def markdown_to_html(text: str) -> str:
 
 
 def _block(block: str) -> str:
-    block = html.escape(" ".join(block.split()), quote=False)
-    block = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", block)
-    block = re.sub(r"\*(.+?)\*", r"<em>\1</em>", block)
-    block = re.sub(r"`(.+?)`", r"<code>\1</code>", block)
-    block = _CITATION.sub(_cite, block)
+    parts = _CODE.split(html.escape(" ".join(block.split()), quote=False))
+    parts[::2] = [_inline(part) for part in parts[::2]]
+    parts[1::2] = [f"<code>{part[1:-1]}</code>" for part in parts[1::2]]
+    block = "".join(parts)
     if heading := re.match(r"(#+) (.*)", block):
         level = len(heading[1])
         return f"<h{level}>{heading[2]}</h{level}>"
     return f"<p>{block}</p>"
+
+
+def _inline(text: str) -> str:
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"\*(.+?)\*", r"<em>\1</em>", text)
+    return _CITATION.sub(_cite, text)
 
 
 def _cite(match: re.Match[str]) -> str:

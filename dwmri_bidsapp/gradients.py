@@ -162,13 +162,13 @@ def load_gradients(
         raise BadDataError(f"{bval_file}, {bvec_file}: {error.message}", error.hint) from error
 
 
-def holds_b0_only(bval_file: str | Path, b0_threshold: float = B0_THRESHOLD) -> bool:
-    """Tell whether a file holds b-values, and none of them above the threshold (s/mm²)."""
+def holds_b0_only(bval_file: str | Path, n_volumes: int, b0_threshold: float = B0_THRESHOLD) -> bool:
+    """Tell whether a file holds a b-value for each of some volumes, and none above the threshold (s/mm²)."""
     try:
         b_v = _read_numbers(Path(bval_file))
     except BadDataError:
         return False
-    return bool((b_v <= b0_threshold).all())
+    return b_v.size == n_volumes and bool((b_v <= b0_threshold).all())
 
 
 def are_of_one_image(bval_file: str | Path, bvec_file: str | Path) -> bool:

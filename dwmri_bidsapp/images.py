@@ -10,6 +10,7 @@ IMAGE_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     ValueError,
+    OverflowError,
     zlib.error,
     nb.filebasedimages.ImageFileError,
     nb.spatialimages.HeaderDataError,

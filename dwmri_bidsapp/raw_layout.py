@@ -93,13 +93,14 @@ def _write_run(run: DwiRun, bids_dir: Path, out_dir: Path) -> Path:
 
 
 def _copy_b0_series(series: B0Series, bids_dir: Path, out_dir: Path) -> None:
-    """Copy the image, its sidecar, and its table, which an inherited one becomes too."""
-    folder = series.dwi.parent
+    """Copy the image, and give it tables and metadata of its own, inherited ones included."""
+    folder = out_dir / series.dwi.parent.relative_to(bids_dir)
     label = series.dwi.name.partition(".")[0]
-    sidecar = folder / f"{label}.json"
-    for source in (series.dwi, *series.tables, *([sidecar] if sidecar.is_file() else [])):
-        name = series.dwi.name if source == series.dwi else f"{label}{source.suffix}"
-        _copy(source, out_dir / folder.relative_to(bids_dir) / name)
+    _copy(series.dwi, folder / series.dwi.name)
+    for table in series.tables:
+        _copy(table, folder / f"{label}{table.suffix}")
+    if series.metadata:
+        atomic_write(folder / f"{label}.json", _json(dict(series.metadata)))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -152,6 +152,21 @@ def test_losses_name_every_cell_that_is_worse() -> None:
     assert "worse" not in summary_text(rows[:2])
 
 
+def test_means_are_over_seeds_that_all_methods_finished() -> None:
+    """A method that failed on the easier brain would lose, or win, by that alone."""
+    rows = [
+        one_row("multiscale", seed=1, psnr=40.0),
+        one_row("multiscale", seed=2, psnr=30.0),
+        one_row("mppca", seed=1, psnr=39.0),
+        {**SMALL.columns(), "seed": 2, "method": "mppca", "status": "failed"},
+        {**SMALL.columns(), "seed": 1, "method": "patch2self", "status": "failed"},
+    ]
+    text = summary_text(rows)
+    assert "Means over seeds 1; 2 left out, where a method failed." in text
+    assert "| multiscale | **40.00** |" in text
+    assert "| +1.00 |" in text.split("## multiscale against")[1]
+
+
 def test_summary_sets_ours_beside_the_best_peer() -> None:
     """The best peer may be another one for each value, and the mean over seeds comes first."""
     rows = [
@@ -247,7 +262,7 @@ def test_command_on_an_acquired_run(acquired_file: Path, tmp_path: Path) -> None
     gains = [float(r["gain"]) for r in rows if (r["method"], r["shell"]) == ("leave-one-out", "dwi")]
     assert min(gains) > 2
     assert "## sub-7_dwi.nii.gz, 1+32x1000, b=0 SNR 10, rician" in (out / "summary.md").read_text()
-    assert (out / "figures" / "sub-7_dwi_1+32x1000_snr10_rician.png").exists()
+    assert (out / "figures" / "sub-7_dwi_seed101_1+32x1000_snr10_rician.png").exists()
 
 
 def test_an_acquired_run_without_its_gradients_is_refused(

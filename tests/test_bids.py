@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nb
+import numpy as np
 import pytest
 
 from dwmri_bidsapp.bids import DwiRun, find_runs
@@ -225,15 +227,22 @@ def test_series_of_b0_volumes_alone_are_left_as_they_are(tmp_path: Path) -> None
         tmp_path / "d", "sub-01/dwi/sub-01_dir-AP_dwi", "sub-01/dwi/sub-01_dir-PA_dwi",
         "sub-01/dwi/sub-01_acq-rev_dwi.nii.gz", "sub-01/sub-01_acq-rev_dwi.bval", "sub-02/dwi/sub-02_dwi",
     )  # fmt: skip
-    (root / "sub-01/dwi/sub-01_dir-PA_dwi.bval").write_text("0 5 50\n")
-    (root / "sub-01/dwi/sub-01_dir-PA_dwi.bvec").write_text("0 0 0\n0 0 0\n0 0 0\n")
+    dwi = root / "sub-01/dwi"
+    for name, n_volumes in (
+        ("sub-01/dwi/sub-01_dir-PA", 3),
+        ("sub-01/dwi/sub-01_acq-rev", 1),
+        ("sub-02/dwi/sub-02", 2),
+    ):
+        nb.Nifti1Image(np.zeros((2, 2, 2, n_volumes)), np.eye(4)).to_filename(root / f"{name}_dwi.nii.gz")
+    (dwi / "sub-01_dir-PA_dwi.bval").write_text("0 5 50\n")
+    (dwi / "sub-01_dir-PA_dwi.bvec").write_text("0 0 0\n0 0 0\n0 0 0\n")
     (root / "sub-01/sub-01_acq-rev_dwi.bval").write_text("0\n")
     (root / "sub-01/sub-01_dwi.bvec").write_text("0 1\n0 0\n0 0\n")  # of another image
+    (root / "dwi.json").write_text('{"EchoTime": 0.1}')
     (root / "sub-02/dwi/sub-02_dwi.bval").write_text("0 0\n")
     found = find_runs(config_for(root))
-    assert [run.label for run in found.runs] == ["sub-01_dir-AP", "sub-02"]
-    assert found.problems == []
-    dwi = root / "sub-01/dwi"
+    assert [run.label for run in found.runs] == ["sub-01_dir-AP"]
+    assert ["holds b=0 volumes only" in problem.message for problem in found.problems] == [True]
     assert [(series.dwi, series.tables, series.subject) for series in found.b0_series] == [
         (dwi / "sub-01_acq-rev_dwi.nii.gz", (root / "sub-01/sub-01_acq-rev_dwi.bval",), "01"),
         (
@@ -242,8 +251,14 @@ def test_series_of_b0_volumes_alone_are_left_as_they_are(tmp_path: Path) -> None
             "01",
         ),
     ]
+    assert [series.metadata for series in found.b0_series] == [{"EchoTime": 0.1}] * 2
+    (dwi / "sub-01_dir-PA_dwi.bval").write_text("0 5\n")
+    assert len(find_runs(config_for(root)).b0_series) == 1, (
+        "a table of fewer volumes says nothing of the image"
+    )
+    (dwi / "sub-01_dir-PA_dwi.bval").write_text("0 5 50\n")
     lower = find_runs(config_for(root, b0_threshold=10.0))
-    assert [run.label for run in lower.runs] == ["sub-01_dir-AP", "sub-01_dir-PA", "sub-02"]
+    assert [run.label for run in lower.runs] == ["sub-01_dir-AP", "sub-01_dir-PA"]
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

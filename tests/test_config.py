@@ -215,6 +215,9 @@ def test_options_that_stand_for_others_win_over_the_file_as_a_whole(tmp_path: Pa
     assert configure(*given, "--sloppy").method == configure("--sloppy").method
     assert configure(*given, "--sloppy", "--max-steps", "7").method.max_steps == 7
     assert configure(*given, "--low-mem").method == configure("--low-mem").method
+    assert configure(*given, "--no-sloppy", "--nprocs", "16").omp_nthreads == 8
+    file.write_text(configure("--sloppy", "--low-mem").to_toml())
+    assert configure(*given, "--no-sloppy", "--no-low-mem").method == DenoiseOptions()
 
 
 def test_sloppy_leaves_alone_what_was_typed() -> None:

@@ -206,6 +206,11 @@ def test_methods_text_becomes_a_page(tmp_path: Path) -> None:
 
 def test_unknown_citation_is_an_error() -> None:
     assert cited_keys("[@a2000; @b2001] @a2000") == ["a2000", "b2001"]
-    assert cited_keys("from `me@lab.pt` and `@lab.pt`") == []
+    weights = "from *weights* `me@lab.pt`, `@lab.pt` and `x-@lab*.pt*`"
+    assert cited_keys(weights) == []
+    page = markdown_to_html(weights)
+    assert (
+        "<em>weights</em> <code>me@lab.pt</code>, <code>@lab.pt</code> and <code>x-@lab*.pt*</code>" in page
+    )
     with pytest.raises(KeyError, match="nobody1900"):
         markdown_to_html("[@nobody1900]")

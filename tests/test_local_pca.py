@@ -148,6 +148,19 @@ def test_contrasts_are_those_of_a_tensor(shells: dict[str, int], dimensions: int
     np.testing.assert_allclose(contrasts @ (contrasts.T @ values), values, atol=1e-6)
 
 
+def test_directions_that_are_all_alike_have_no_contrast() -> None:
+    """What rounding leaves of their differences is none."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        direction = rng.normal(size=3)
+        gradients = Gradients.from_arrays(
+            [0.0] + [2000.0] * 10,
+            np.vstack([np.zeros(3), np.tile(direction / np.linalg.norm(direction), (10, 1))]),
+        )
+        assert angular_contrasts(gradients).shape == (11, 0)
+        assert angular_contrasts(gradients, with_mean=True).shape == (11, 1)
+
+
 def test_weak_contrast_between_directions_survives() -> None:
     """Contrast of half the noise's variance is lost among 33 volumes, and found among its five dimensions."""
     shape, gradients = (16, 15, 14), protocol(b1000=32)

@@ -133,6 +133,17 @@ def test_channel_noise_is_the_fixed_point() -> None:
     np.testing.assert_allclose(rician_sigma(spread, moment), sigma, rtol=5e-3)
 
 
+def test_voxels_outside_the_field_of_view_have_no_say() -> None:
+    """They are zero throughout, and a mask may reach into them."""
+    rng = np.random.default_rng(0)
+    noisy = low_rank_signal((32, 20, 20), 20, 100.0) + rng.normal(scale=10, size=(32, 20, 20, 20))
+    noisy[:12] = 0
+    seen = np.arange(32)[:, None, None] >= np.full((1, 20, 20), 12)
+    whole = estimate_noise_level(noisy, np.ones_like(seen))
+    np.testing.assert_allclose(whole[seen], estimate_noise_level(noisy, seen)[seen], rtol=0.02)
+    assert (whole > 0).all()
+
+
 def test_no_noise_stays_no_noise() -> None:
     with np.errstate(all="raise", under="ignore"):
         assert rician_sigma(np.zeros(1), np.array([[4.0, 0.0]])).tolist() == [0.0]

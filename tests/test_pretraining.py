@@ -178,6 +178,9 @@ def test_a_place_that_cannot_be_written_is_named_before_the_training(
     (tmp_path / "file").touch()
     assert main(["train-weights", str(tmp_path / "file" / "mine.pt")]) == 74
     assert "mine.pt: cannot be written" in capsys.readouterr().err
+    for name in (tmp_path, tmp_path / "mine.json"):
+        assert main(["train-weights", str(name)]) == 64
+        assert f"{name}: expected a name for the weights" in capsys.readouterr().err
 
 
 def test_command_needs_something_to_learn_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,20 @@ def test_checkpoint_of_something_else_is_not_used(
     assert same(expected, found)
 
 
+def test_a_checkpoint_of_another_number_format_is_not_used(
+    run: tuple[Context, torch.Tensor], tmp_path: Path
+) -> None:
+    """A job that goes on where 16 bits mean another format, whose loss is scaled; nor one of other directions."""
+    weights_of(QUICK, run, checkpoint_dir=tmp_path)
+    record = train(make_model(QUICK), *run, QUICK, Precision(torch.float16), checkpoint_dir=tmp_path)
+    assert record.steps == QUICK.max_steps
+    context, mask = run
+    other = dataclasses.replace(context, coordinates_vck=context.coordinates_vck.flip(0))
+    expected, _ = weights_of(QUICK, (other, mask))
+    found, _ = weights_of(QUICK, (other, mask), checkpoint_dir=tmp_path)
+    assert same(expected, found)
+
+
 def test_it_stops_when_the_heldout_loss_does_not_fall(
     run: tuple[Context, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def _run_in_turn(
                 say(f"  {method.name}: {found.seconds:.1f} s, {found.peak_mb:.0f} MB")
     return {
         name: Used(
-            statistics.median(one.seconds for one in found),
+            statistics.median(one.seconds for one in found if one.failure == found[0].failure),
             max(one.peak_mb for one in found),
             found[0].failure,
         )
@@ -161,5 +161,5 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _slug(case: Case) -> str:
-    anatomy = case.file.name.split(".")[0] if case.file else f"{case.family}{case.seed}"
-    return f"{anatomy}_{case.protocol}_snr{case.snr:g}_{case.noise}"
+    anatomy = f"{case.file.name.split('.')[0]}_seed" if case.file else case.family
+    return f"{anatomy}{case.seed}_{case.protocol}_snr{case.snr:g}_{case.noise}"

@@ -144,8 +144,14 @@ def summary_text(rows: Sequence[Row]) -> str:
     parts = []
     for kind in dict.fromkeys(_kind(row) for row in rows):
         group = [row for row in rows if _kind(row) == kind]
-        seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in group)))
-        parts.append(f"\n## {kind}\nMeans over seeds {seeds}.\n\n{_markdown_table(group)}\n")
+        common = _of_common_seeds(group)
+        finished = {row["seed"] for row in common}
+        seeds = [str(seed) for seed in dict.fromkeys(row["seed"] for row in common)]
+        left_out = [str(seed) for seed in dict.fromkeys(row["seed"] for row in group) if seed not in finished]
+        failed = f"; {', '.join(left_out)} left out, where a method failed" if left_out else ""
+        parts.append(
+            f"\n## {kind}\nMeans over seeds {', '.join(seeds)}{failed}.\n\n{_markdown_table(common)}\n"
+        )
     if judged := _judged(rows):
         parts.append(f"\n## {judged} against the best of {', '.join(PEERS)}\n")
         parts.append("PSNR: difference. Errors and angles: ratio. Time: ratio to dwidenoise.\n")
@@ -202,7 +208,7 @@ def _against_peers(rows: Sequence[Row], judged: str) -> str:
     """One line per kind of case: our default beside the best value of any peer, means over seeds."""
     lines = [f"| case | {' | '.join(_AGAINST)} | time |", "|" + "---|" * (len(_AGAINST) + 2)]
     for kind in dict.fromkeys(_kind(row) for row in rows):
-        group = [row for row in rows if _kind(row) == kind]
+        group = _of_common_seeds([row for row in rows if _kind(row) == kind])
         cells = []
         for comparison, column in _AGAINST.values():
             mine = _mean(group, judged, comparison, column)
@@ -305,6 +311,19 @@ def _mean(group: Sequence[Row], method: str, comparison: str, column: str) -> fl
         and column in row
     ]
     return float(np.mean(values)) if values else float("nan")
+
+
+def _of_common_seeds(group: Sequence[Row]) -> list[Row]:
+    """The rows of seeds that every method finished, but for methods that finished none; all if there is no such seed.
+
+    Means over different brains cannot be compared.
+    """
+    seeds: dict[str, set[object]] = {}
+    for row in group:
+        if row["status"] == "done":
+            seeds.setdefault(row["method"], set()).add(row["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    return [row for row in group if row["seed"] in common or not common]
 
 
 def _kind(row: Row) -> str:

@@ -7,8 +7,9 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..bids import DwiRun, Found, UnusableImage, find_runs, participants_of, select_participants
 from ..config import PACKAGE, Config, check_paths
@@ -76,7 +77,8 @@ def run_levels(config: Config) -> int:
     summary = Summary()
     denoising = "participant" in config.levels and not config.reports_only
     # Before anything is written: most mistakes show here.
-    runs, problems, b0_series = find_runs(config) if denoising else Found([], [], [])
+    found = find_runs(config) if denoising else Found([], [], [])
+    runs, problems, b0_series = found
     config = resolve_device(config) if denoising and not config.boilerplate_only else config
     subjects = sorted({run.subject for run in runs} | {problem.subject for problem in problems})
     log_dir = config.log_dir(subjects[0] if len(subjects) == 1 else None)
@@ -87,7 +89,7 @@ def run_levels(config: Config) -> int:
         for series in b0_series:
             LOGGER.info("left as it is: %s: holds b=0 volumes only", series.dwi)
         if denoising:
-            done = _denoise(config, runs, problems, subjects, summary)
+            done = _denoise(config, found, subjects, summary)
             if config.output_layout == "raw" and done:
                 write_raw_dataset(config.bids_dir, root, done, b0_series)
                 summary.said.append(f"raw dataset: {root}")
@@ -105,14 +107,9 @@ def methods_text(config: Config, run: DwiRun) -> str:
     return str(init_dwmri_wf(config, [run]).visit_desc())
 
 
-def _denoise(
-    config: Config,
-    runs: Sequence[DwiRun],
-    problems: Sequence[UnusableImage],
-    subjects: Sequence[str],
-    summary: Summary,
-) -> list[DwiRun]:
+def _denoise(config: Config, found: Found, subjects: Sequence[str], summary: Summary) -> list[DwiRun]:
     """Denoise all runs, write everything that is not of one run alone, and return the runs that were denoised."""
+    runs, problems, b0_series = found
     done: list[DwiRun] = []
     start, memory = time.time(), PeakMemory()
     write_root_files(config)
@@ -137,12 +134,18 @@ def _denoise(
             else:
                 summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
     used = {"seconds": round(time.time() - start, 1), "peak_memory_mb": memory.megabytes}
-    _write_records(config, subjects, [run.label for run in runs], summary.failures, used)
+    looked_at = {_label(image) for image in [*(run.dwi for run in runs), *(one.dwi for one in b0_series)]}
+    _write_records(config, subjects, looked_at, summary.failures, used)
     if summary.n_done:
         report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
         plural = "run" if summary.n_done == 1 else "runs"
         summary.said.append(f"{summary.n_done} {plural} denoised, see {config.out_dir / report}")
     return done
+
+
+def _label(image: Path) -> str:
+    """What a run of that image is called in the reports."""
+    return image.name.partition("_dwi.")[0]
 
 
 def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
@@ -154,7 +157,7 @@ def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
 def _write_records(
     config: Config,
     subjects: Sequence[str],
-    attempted: Sequence[str],
+    looked_at: Set[str],
     failures: Sequence[Failure],
     used: Mapping[str, float],
 ) -> None:
@@ -164,7 +167,9 @@ def _write_records(
     for subject in subjects:
         own = [failure.message for failure in failures if failure.subject == subject]
         write_provenance(config, subject, {**used, "failures": own})
-        write_subject_report(config.out_dir, subject, problems=own, attempted=attempted)
+        images = (config.bids_dir / f"sub-{subject}").glob("**/dwi/*_dwi.nii*")
+        others = {_label(image) for image in images} - looked_at
+        write_subject_report(config.out_dir, subject, problems=own, others=others)
 
 
 def _write_methods(

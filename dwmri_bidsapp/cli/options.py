@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ SLOPPY: dict[str, Any] = {
 }
 """What ``--sloppy`` stands for, where the options do not say otherwise."""
 
+_MEANINGS = {
+    "sloppy": {*SLOPPY, "learning_rate"},  # that of its other start
+    "low_mem": {"batch_size", "accumulation_steps", "omp_nthreads"},
+}
+"""Settings that a switch changes."""
+
 _ONLY_COMMAND_LINE = ("bids_dir", "out_dir", "levels", "run_uuid")
 _METHOD_FIELDS = {field.name for field in dataclasses.fields(DenoiseOptions)}
 
@@ -37,7 +44,7 @@ def make_config(namespace: argparse.Namespace) -> Config:
     given = vars(namespace).copy()
     file = given.pop("config_file", None)
     values = read_toml(file) if file is not None else {}
-    for key in (*_ONLY_COMMAND_LINE, *_overruled(given)):
+    for key in (*_ONLY_COMMAND_LINE, *_overruled(given, values)):
         values.pop(key, None)
     values |= given
     if isinstance(values.get("derivatives"), list):
@@ -62,16 +69,15 @@ def make_config(namespace: argparse.Namespace) -> Config:
     return config
 
 
-def _overruled(given: dict[str, Any]) -> set[str]:
+def _overruled(given: dict[str, Any], values: dict[str, Any]) -> set[str]:
     """What a configuration file says that an option of the command line, which wins, stands for as a whole."""
     overruled: set[str] = set()
-    if given.get("sloppy"):
-        overruled |= {*SLOPPY, "learning_rate"}  # that of its other start
-    if given.get("low_mem"):
-        overruled |= {"batch_size", "accumulation_steps", "omp_nthreads"}
+    for switch, meaning in _MEANINGS.items():
+        if switch in given and (given[switch] or values.get(switch)):
+            overruled |= meaning
     if "device" in given:
         overruled |= {"gpu_ids"}
-    if "nprocs" in given:
+    if values.get("omp_nthreads", 0) > given.get("nprocs", math.inf):
         overruled |= {"omp_nthreads"}
     return overruled
 

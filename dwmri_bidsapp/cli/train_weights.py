@@ -171,6 +171,10 @@ def _own_runs(bids_dir: Path, config: PretrainingConfig) -> list[TrainingRun]:
 
 def _check_writable(path: Path) -> None:
     """Find out before the training whether the weights can be written after it."""
+    if path.is_dir() or path.suffix == ".json":
+        raise UsageError(
+            f"{path}: expected a name for the weights, such as mine.pt (mine.json goes beside it)"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

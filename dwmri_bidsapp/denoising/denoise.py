@@ -336,10 +336,11 @@ def _noise_level(
     if not np.isfinite(largest_n).all() or not (largest_n > 0).any():
         raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
     # voxel by voxel, so that a single bright one does not speak for the others
+    largest_n = np.maximum(largest_n, -signal_vn.min(axis=0))
     typical = np.median(largest_n[largest_n > 0]) / LARGEST_SNR
     floor_xyz = np.full_like(sigma_xyz, typical)
     floor_xyz[mask_xyz] = np.maximum(largest_n / LARGEST_SNR, typical)
-    if np.mean(sigma_xyz[mask_xyz] < floor_xyz[mask_xyz]) > FEW_VOXELS:
+    if np.mean((sigma_xyz < floor_xyz)[mask_xyz][largest_n > 0]) > FEW_VOXELS:
         warnings.append(
             "hardly any noise was found: the data were denoised already, or smoothed, or simulated"
         )

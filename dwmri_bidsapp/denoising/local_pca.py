@@ -67,7 +67,8 @@ def angular_contrasts(gradients: Gradients, *, with_mean: bool = False) -> Tenso
         x, y, z = gradients.bvecs[members].T
         forms = np.stack([x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
         vectors, lengths, _ = np.linalg.svd(forms - forms.mean(axis=0), full_matrices=False)
-        vectors = vectors[:, lengths > 1e-3 * lengths[0]]
+        # the second bound is for directions that are all alike: rounding is no contrast
+        vectors = vectors[:, lengths > max(1e-3 * lengths[0], 1e-6 * len(members) ** 0.5)]
         if with_mean:
             vectors = np.column_stack([np.full(len(members), len(members) ** -0.5), vectors])
         contrast = np.zeros((gradients.n_volumes, vectors.shape[1]))

@@ -61,7 +61,8 @@ def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]
     """:func:`estimate_noise_level` from the values (V, N) of the voxels of the mask."""
     n_volumes = len(signal_vn)
     edge = _window_edge(n_volumes)
-    index_ws, centre_w3 = _full_windows(torch.from_numpy(np.ascontiguousarray(mask_xyz)), edge, n_volumes)
+    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz))
+    index_ws, centre_w3 = _full_windows(mask, torch.from_numpy(_with_signal(signal_vn)), edge, n_volumes)
     unit = float(np.mean([np.abs(values_n).mean(dtype=np.float64) for values_n in signal_vn])) or 1.0
     variances, moments = [], []
     for _, rows_nv, part_ws in slabs(torch.from_numpy(signal_vn), index_ws, VALUES_AT_ONCE):
@@ -82,11 +83,20 @@ def _window_edge(n_volumes: int) -> int:
     return int(np.clip(edge + (edge + 1) % 2, 7, 13))
 
 
-def _full_windows(mask_xyz: Tensor, edge: int, n_volumes: int) -> tuple[Tensor, Tensor]:
-    """Windows well inside the mask, and the centres (W, 3) of their voxels; the whole mask if there is none."""
+def _with_signal(signal_vn: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Voxels (N,) that are not zero throughout, or all where none is; outside the field of view there is no noise."""
+    seen_n = np.zeros(signal_vn.shape[1], dtype=bool)
+    for values_n in signal_vn:
+        seen_n |= values_n != 0
+    return seen_n if seen_n.any() else ~seen_n
+
+
+def _full_windows(mask_xyz: Tensor, seen_n: Tensor, edge: int, n_volumes: int) -> tuple[Tensor, Tensor]:
+    """Windows well inside what is seen of the mask, and the centres (W, 3) of their voxels; all if there is none."""
     index_ws = cut_windows(mask_xyz, edge, max(2, edge // 2))
+    index_ws = torch.where((index_ws >= 0) & seen_n[index_ws.clamp(min=0)], index_ws, -1)
     full_w = (index_ws >= 0).sum(dim=1) >= max(2 * n_volumes, edge**3 // 3)
-    index_ws = index_ws[full_w] if bool(full_w.any()) else torch.arange(int(mask_xyz.sum()))[None]
+    index_ws = index_ws[full_w] if bool(full_w.any()) else seen_n.nonzero().T
     places_n3 = mask_xyz.nonzero().int()
     centre_w3 = []
     for part_ws in index_ws.split(256):

@@ -355,10 +355,18 @@ class _State:
     def _fingerprint(self) -> dict[str, Any]:
         """Options, and a sample of the data, that a checkpoint belongs to."""
         sample = self.context.snr_vn[:, ::64].double()
+        per_volume = torch.stack([sample.sum(1), sample.square().sum(1)]).cpu()
+        coordinates = self.context.coordinates_vck.double().cpu().flatten(1)
+        order_v = torch.arange(1, len(sample) + 1, dtype=torch.float64)
         return {
             "options": asdict(self.options),
+            "scales_loss": self.scaler.is_enabled(),  # another number format has another state
             "shape": [len(sample), *self.context.voxels.mask_xyz.shape],
-            "data": [float(sample.sum()), float(sample.square().sum())],
+            # to as many digits as sums by other numbers of threads agree
+            "data": [
+                f"{float(total):.6g}"
+                for total in (*(per_volume @ order_v), coordinates.square().sum(1) @ order_v)
+            ],
         }
 
 

@@ -88,7 +88,7 @@ def make_method_figures(
     plan = plan_slices(mask_xyz, affine, n_slices=1)
     stacks = _slices_of_all_volumes({ACQUIRED: acquired_xyzv, **series}, plan)
     sigma_hw = plan.strip(np.where(mask_xyz, safe_sigma(sigma_xyz), np.nan), "axial")
-    drawn = dict(_shell_figures(stacks, sigma_hw, gradients))
+    drawn = dict(_shell_figures(stacks, sigma_hw, gradients, plan))
     drawn["methodsTensor"] = _tensor_figure(tensors, affine, plan)
     if any(histories.values()):
         drawn["methodsTraining"] = _training_figure(histories)
@@ -106,7 +106,7 @@ def _slices_of_all_volumes(series: Mapping[str, Any], plan: SlicePlan) -> dict[s
 
 
 def _shell_figures(
-    stacks: Mapping[str, NDArray[np.float32]], sigma_hw: NDArray, gradients: Any
+    stacks: Mapping[str, NDArray[np.float32]], sigma_hw: NDArray, gradients: Any, plan: SlicePlan
 ) -> Iterator[tuple[str, str]]:
     methods = [name for name in stacks if name != ACQUIRED]
     residuals = {name: (stacks[ACQUIRED] - stacks[name]) / sigma_hw for name in methods}
@@ -124,7 +124,8 @@ def _shell_figures(
         b = f"{gradients.shell_bvals[shell]:.0f}"
         title = f"b = {b} s/mm², volume {volume}; residuals from −3 (black) to +3 (white)"
         name = f"methodsB{b}"
-        yield name, svg.to_svg(_matrix(list(stacks), rows, title), name, f"All methods side by side, b={b}")
+        figure = _matrix(list(stacks), rows, title, plan)
+        yield name, svg.to_svg(figure, name, f"All methods side by side, b={b}")
 
 
 def _tensor_figure(tensors: Mapping[str, TensorMaps], affine: NDArray, plan: SlicePlan) -> str:
@@ -135,7 +136,7 @@ def _tensor_figure(tensors: Mapping[str, TensorMaps], affine: NDArray, plan: Sli
     diffusivity = {name: plan.strip(maps.md_xyz, "axial") for name, maps in tensors.items()}
     rows = [("colour FA", colours, (0.0, 1.0)), ("MD", diffusivity, (0.0, _MD_TOP))]
     title = "fractional anisotropy with direction; mean diffusivity from 0 to 0.003 mm²/s"
-    figure = _matrix(list(tensors), rows, title)
+    figure = _matrix(list(tensors), rows, title, plan)
     return svg.to_svg(figure, "methodsTensor", "Tensor maps of all methods side by side")
 
 
@@ -143,11 +144,10 @@ _Row = tuple[str, Mapping[str, NDArray], tuple[float, float]]
 """What a row shows, its pictures by method, and their window."""
 
 
-def _matrix(names: Sequence[str], rows: Sequence[_Row], title: str) -> Figure:
+def _matrix(names: Sequence[str], rows: Sequence[_Row], title: str, plan: SlicePlan) -> Figure:
     """Draw pictures on black: a column for each name, a row for each kind; what is missing stays black."""
-    some_hw = next(iter(rows[0][1].values()))
     width = (_WIDTH_IN - _LABEL_IN) / max(len(names), 4)
-    tall = width * some_hw.shape[0] / some_hw.shape[1]
+    tall = width * plan.extent_mm[1] / plan.cell_mm  # voxels need not be squares
     height = 2 * _HEADER_IN + len(rows) * tall
     colours = method_colours(names) | {"denoised": svg.AFTER_ON_BLACK}
     with svg.style():

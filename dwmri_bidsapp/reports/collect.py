@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,8 @@ ENTITIES = {
 
 PROBLEMS_FILE = "problems.json"
 _METRICS = "_metrics.json"
-_RUN_IN_TEXT = re.compile(r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_dwi\.")
+# in the name of the file that a message begins with, not in the hint
+_RUN_IN_TEXT = re.compile(r"[^:]*?(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_dwi\.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Problem:
         if error is not None:
             source = error
         message = str(getattr(source, "message", source))
-        named = _RUN_IN_TEXT.search(message)
+        named = _RUN_IN_TEXT.match(message)
         return cls(message, str(getattr(source, "hint", "")), run or (named[1] if named else ""))
 
     @classmethod
@@ -165,31 +166,18 @@ def find_records(out_dir: Path, subject: str) -> tuple[list[RunRecord], list[Pro
     return records, problems
 
 
-def save_problems(
-    out_dir: Path, subject: str, problems: Sequence[Problem], earlier: Iterable[Problem] = ()
-) -> None:
+def save_problems(out_dir: Path, subject: str, problems: Iterable[Problem]) -> None:
     """Keep what went wrong, so that the group level and later reports know of it.
-
-    Parameters
-    ----------
-    out_dir, subject
-        Root of the derivatives, and the participant's label.
-    problems
-        Of this call.
-    earlier
-        Of earlier calls, to be kept; those of the same runs, or of none, are replaced.
 
     Raises
     ------
     InputOutputError
         The file could not be written.
     """
-    again = {"", *(problem.run for problem in problems)}
-    kept = [problem for problem in earlier if problem.run not in again]
     content = {
         # Makes the file a new one each time: its age tells which runs were finished since.
         "recorded": datetime.now().isoformat(),
-        "problems": [asdict(problem) for problem in [*kept, *problems]],
+        "problems": [asdict(problem) for problem in problems],
     }
     write_text(_problems_path(out_dir, subject), json.dumps(content, indent=2) + "\n")
 

@@ -147,7 +147,8 @@ def _run_entry(records: Mapping[str, RunRecord], protocol: int, far: Distance | 
         "participant": entities["participant_id"],
         "session": entities.get("session_id", ""),
         "acquisition": " ".join(others),
-        "shells": [f"{shell['b_value']:g}" for shell in shells if shell.get("b_value")],
+        # the first is b=0, whatever small b-value its volumes have
+        "shells": [f"{shell['b_value']:g}" for shell in shells[1:]],
         "protocol": protocol,
         "page": f"sub-{record.subject}.html#{quote(anchor_of(record))}",
         "warnings": len(record.warnings),

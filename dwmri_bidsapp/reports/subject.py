@@ -79,7 +79,7 @@ class RunView:
 
 
 def write_subject_report(
-    out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None, attempted: Iterable[str] = ()
+    out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None, others: Iterable[str] = ()
 ) -> Path:
     """Write ``OUT_DIR/sub-<subject>.html`` from what stands in OUT_DIR.
 
@@ -91,10 +91,9 @@ def write_subject_report(
         Label of the participant, with or without ``sub-``.
     problems
         What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``) or texts; kept
-        for the group level, with those of earlier calls that concern other runs. None: those of earlier calls
-        alone. Runs finished since have none.
-    attempted
-        Labels of the runs of this call: what earlier calls said of them is forgotten.
+        for the group level. None: those of earlier calls. Runs finished since have none.
+    others
+        Labels of runs that this call had nothing to do with: what earlier calls said of them is kept.
 
     Returns
     -------
@@ -110,16 +109,16 @@ def write_subject_report(
     subject = subject.removeprefix("sub-")
     records, unreadable = find_records(out_dir, subject)
     if problems is not None:
-        attempted = set(attempted)
-        earlier = [one for one in read_problems(out_dir, subject, records) if one.run not in attempted]
-        save_problems(out_dir, subject, Problem.all_of(problems), earlier)
+        others = set(others)
+        kept = [problem for problem in read_problems(out_dir, subject, records) if problem.run in others]
+        save_problems(out_dir, subject, [*kept, *Problem.all_of(problems)])
     failed = [*read_problems(out_dir, subject, records), *unreadable]
     logs = log_files(out_dir, subject)
     memory = read_provenance(logs).get("peak_memory_mb")
     room = _PAGE_BYTES
     runs = []
-    for record, others in runs_and_methods(records):
-        runs.append(_view(record, others, room))
+    for record, compared in runs_and_methods(records):
+        runs.append(_view(record, compared, room))
         room -= sum(len(figure.markup) for _, figures in runs[-1].figures for figure in figures)
     methods, references = read_methods(out_dir)
     text = render_page(

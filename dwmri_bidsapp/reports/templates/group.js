@@ -162,7 +162,8 @@ function setUpGroup(data) {
                error_x: { type: "data", symmetric: true, array: points.map(({ pair }, i) => (Math.abs(effects[i]) > EDGE ? 0 : (pair[8] - pair[7]) / 2)), color: colour, thickness: 1.3, width: 3 } };
     });
     document.getElementById("overview-figure").hidden = !measures.length;
-    document.getElementById("overview-missing").hidden = measures.length > 0;
+    document.getElementById("overview-missing").hidden = measures.length > 0 || !statistics();
+    document.getElementById("overview-unknown").hidden = Boolean(statistics());
     get("chart-overview").style.height = `${Math.max(150, 90 + measures.length * (22 + 7 * methods.length))}px`;
     plot("chart-overview", traces, { showlegend: methods.length > 1, legend: { orientation: "h", y: 1, yanchor: "bottom" },
       xaxis: { title: { text: `worse ← effect against ${state.reference} → better` }, range: [-EDGE - 0.2, EDGE + 0.2], zeroline: true, zerolinewidth: 2 },
@@ -206,14 +207,15 @@ function setUpGroup(data) {
   function drawOutliers(runs) {
     const here = runs.filter((run) => data.runs[run].distance !== null);
     const colours = theme(printing);
-    const limit = Math.max(...here.map((run) => data.runs[run].limit), 0);
-    const most = Math.max(...here.map((run) => data.runs[run].distance), 0);
-    plot("chart-outliers", [{ type: "scatter", mode: "markers", x: here.map((_, i) => i + 1), y: here.map((run) => data.runs[run].distance),
-      text: here.map((run) => data.runs[run].label), customdata: here.map((run) => data.runs[run].page), hovertemplate: "%{text}<br>%{y:.2f}<extra></extra>",
+    // Protocols have limits of their own.
+    const shares = here.map((run) => (data.runs[run].limit ? data.runs[run].distance / data.runs[run].limit : 0));
+    const most = Math.max(...shares, 0);
+    plot("chart-outliers", [{ type: "scatter", mode: "markers", x: here.map((_, i) => i + 1), y: shares,
+      text: here.map((run) => data.runs[run].label), customdata: here.map((run) => data.runs[run].page), hovertemplate: "%{text}<br>%{y:.2f} of the limit<extra></extra>",
       marker: { size: 7, color: here.map((run) => (data.runs[run].outlier ? colours.bad : colours.after)),
                 symbol: here.map((run) => (data.runs[run].outlier ? "x" : "circle")) } }],
-    { xaxis: { title: { text: "run, in the order of the table" }, zeroline: false }, yaxis: { title: { text: "robust distance" }, ...(most > 20 * limit ? { type: "log" } : { rangemode: "tozero" }) },
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: limit, y1: limit, line: { dash: "dash", color: colours.soft } }] });
+    { xaxis: { title: { text: "run, in the order of the table" }, zeroline: false }, yaxis: { title: { text: "robust distance / limit" }, ...(most > 20 ? { type: "log" } : { rangemode: "tozero" }) },
+      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { dash: "dash", color: colours.soft } }] });
   }
 
   // The table: a row for each run and method. It is built from the data, 50 rows at a time: thousands would be slow.
