@@ -284,7 +284,7 @@ BROKEN = {
     "truncated": (65, r"sub-truncated_dwi\.nii\.gz: expected a readable NIfTI file"),
     "garbage": (65, r"sub-garbage_dwi\.nii\.gz: expected a readable NIfTI file"),
     "volumes": (65, r"sub-volumes_dwi\.bval: expected 11 b-values.* found 12"),
-    "single": (65, r"sub-single_dwi\.nii\.gz: expected a series of volumes, found a single one"),
+    "single": (65, r"sub-single_dwi\.nii\.gz: holds b=0 volumes only"),
     "threed": (65, r"sub-threed_dwi\.nii\.gz: expected a 4D series .* found 3D"),
     "nan": (65, r"sub-nan_dwi\.nii\.gz: expected finite values, found 1 NaN"),
     "nob0": (65, r"sub-nob0_dwi\.bval: expected at least one b=0 volume"),

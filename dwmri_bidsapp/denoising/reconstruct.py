@@ -165,14 +165,15 @@ class Reconstruction:
             )
         )
         noise_n = voxels.gather(noise)
-        share_n = variance / (variance + noise_n) if self.blend else torch.zeros_like(variance)
-        error_n = variance * (1 - share_n)
+        error_n = variance * noise_n / (variance + noise_n) if self.blend else variance
         if self.context.shell[volume] > 0:
             self._variance_n += error_n
             if self.floor_stays:
                 self._variance_n += look_up(p_n, self._bias_table).square()
             self._n_dwi += 1
-        return p_n + share_n * (measured_n - p_n), float(error_n.mean())
+        if not self.blend:
+            return p_n, float(error_n.mean())
+        return p_n + variance / (variance + noise_n) * (measured_n - p_n), float(error_n.mean())
 
 
 def pca_share(error: float) -> float:
