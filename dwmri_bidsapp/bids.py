@@ -29,6 +29,11 @@ GRID_SPACES = (None, "dwi", "orig")
 """``space`` labels of derivatives that lie on the grid of the run."""
 
 
+def label_of(dwi: Path) -> str:
+    """Name of a DWI image without suffix, such as ``sub-01_ses-test_run-1``: what the run is called everywhere."""
+    return dwi.name.partition("_dwi.")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DwiRun:
     """One DWI image with everything that belongs to it.
@@ -66,8 +71,8 @@ class DwiRun:
 
     @property
     def label(self) -> str:
-        """File name without suffix, such as ``sub-01_ses-test_run-1``."""
-        return self.dwi.name.partition("_dwi.")[0]
+        """See :func:`label_of`."""
+        return label_of(self.dwi)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,7 @@ import psutil
 import pytest
 from benchmark_helpers import SMALL, write_acquired
 
-from dwmri_bidsapp.benchmark.cases import (
-    Case,
-    Run,
-    default_cases,
-    make_run,
-)
+from dwmri_bidsapp.benchmark.cases import Case, Run, default_cases, make_run
 from dwmri_bidsapp.benchmark.figures import error_figure, gain_figure
 from dwmri_bidsapp.benchmark.methods import Method, available_methods, run_method
 from dwmri_bidsapp.benchmark.regression import leave_one_out

@@ -32,11 +32,6 @@ def run() -> Run:
     return make_run(SMALL)
 
 
-@pytest.fixture
-def acquired_file(run: Run, tmp_path: Path) -> Path:
-    return write_acquired(run, tmp_path)
-
-
 def test_a_case_is_a_run(run: Run) -> None:
     again = make_run(SMALL)
     np.testing.assert_array_equal(run.noisy_xyzv, again.noisy_xyzv)
@@ -87,7 +82,8 @@ def test_protocols_have_names_or_numbers() -> None:
         make_run(Case(snr=0))
 
 
-def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(acquired_file: Path, run: Run) -> None:
+def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(run: Run, tmp_path: Path) -> None:
+    acquired_file = write_acquired(run, tmp_path)
     case, other = acquired_cases([acquired_file], snrs=[8.0], noises=["varying"], seeds=[3, 4])
     assert (case.protocol, case.shape, case.voxel_size) == ("1+32x1000", (16, 18, 12), 3.0)
     assert case.columns()["file"] == "sub-7_dwi.nii.gz"

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from benchmark_helpers import SMALL
 
-from dwmri_bidsapp.benchmark.cases import (
-    Run,
-    make_run,
-)
+from dwmri_bidsapp.benchmark.cases import Run, make_run
 from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
 from dwmri_bidsapp.errors import BadDataError
 from dwmri_bidsapp.metrics import has_kurtosis, make_peak_finder, mean_kurtosis, peak_angle

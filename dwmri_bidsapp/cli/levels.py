@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..bids import DwiRun, Found, UnusableImage, find_runs, participants_of, select_participants
+from ..bids import DwiRun, Found, UnusableImage, find_runs, label_of, participants_of, select_participants
 from ..config import PACKAGE, Config, check_paths
 from ..derivatives import (
     check_out_dir,
@@ -134,18 +133,13 @@ def _denoise(config: Config, found: Found, subjects: Sequence[str], summary: Sum
             else:
                 summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
     used = {"seconds": round(time.time() - start, 1), "peak_memory_mb": memory.megabytes}
-    looked_at = {_label(image) for image in [*(run.dwi for run in runs), *(one.dwi for one in b0_series)]}
+    looked_at = {run.label for run in runs} | {label_of(series.dwi) for series in b0_series}
     _write_records(config, subjects, looked_at, summary.failures, used)
     if summary.n_done:
         report = f"sub-{subjects[0]}.html" if len(subjects) == 1 else "sub-*.html"
         plural = "run" if summary.n_done == 1 else "runs"
         summary.said.append(f"{summary.n_done} {plural} denoised, see {config.out_dir / report}")
     return done
-
-
-def _label(image: Path) -> str:
-    """What a run of that image is called in the reports."""
-    return image.name.partition("_dwi.")[0]
 
 
 def _remove_intermediate_files(config: Config, run: DwiRun) -> None:
@@ -168,7 +162,7 @@ def _write_records(
         own = [failure.message for failure in failures if failure.subject == subject]
         write_provenance(config, subject, {**used, "failures": own})
         images = (config.bids_dir / f"sub-{subject}").glob("**/dwi/*_dwi.nii*")
-        others = {_label(image) for image in images} - looked_at
+        others = {label_of(image) for image in images} - looked_at
         write_subject_report(config.out_dir, subject, problems=own, others=others)
 
 
