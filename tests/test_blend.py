@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blend import Blend, box_mean, calibrate, error_variance, look_up
+from dwmri_bidsapp.denoising.blend import Blend, box_mean, calibrate, error_variance
 from dwmri_bidsapp.denoising.blind import BlindBase
 from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
 from dwmri_bidsapp.denoising.model import DenoiserNet
-from dwmri_bidsapp.denoising.noise import rician_variance_factor, rician_variance_table
 from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, LEAST_PCA_SHARE, Reconstruction
 from dwmri_bidsapp.simulation import make_protocol
 
@@ -112,12 +111,6 @@ def test_calibration_is_bounded() -> None:
     assert calibrate([(0.5 * ones, ones, ones)]).scale == 0.0
     assert calibrate([(50 * ones, ones, ones)]).scale == 4.0
     assert calibrate([(2 * ones, ones, 0 * ones)]).scale == 4.0
-
-
-def test_noise_variance_is_that_of_rician_magnitudes() -> None:
-    signal = torch.tensor([-1.0, 0.0, 0.7, 2.0, 29.0, 500.0])
-    found = look_up(signal, rician_variance_table())
-    np.testing.assert_allclose(found, rician_variance_factor(signal.clamp(0, 30).numpy()), atol=0.02)
 
 
 def test_uncertainty_is_the_error_of_the_blend() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dwmri_bidsapp.denoising.blend import look_up
 from dwmri_bidsapp.denoising.noise import (
     check_noise_map,
     correct_rician_bias,
@@ -117,11 +118,18 @@ def test_rician_moments_against_monte_carlo(snr: float) -> None:
     assert rician_variance_factor(np.array(snr)) == pytest.approx(magnitudes.var(), abs=6e-3)
 
 
-def test_variance_table_is_the_factor() -> None:
+@pytest.mark.parametrize("snr", [0.3, 1.0, 2.0, 4.0, 12.0])
+def test_variance_is_looked_up_at_the_mean_magnitude(snr: float) -> None:
+    magnitudes = rician(np.full(1_000_000, snr), 1.0, np.random.default_rng(14)).astype(np.float64)
+    found = look_up(torch.tensor(magnitudes.mean()), rician_variance_table())
+    assert float(found) == pytest.approx(magnitudes.var(), abs=0.02)
+
+
+def test_variance_below_the_noise_floor_and_far_above_it() -> None:
     table = rician_variance_table()
     assert len(table) == 601
-    assert float(table[0]) == pytest.approx(2 - np.pi / 2, abs=1e-6)
-    assert float(table[40]) == pytest.approx(float(rician_variance_factor(np.array(2.0))), abs=1e-6)
+    # no mean magnitude lies below that of no signal
+    assert table[:26].tolist() == pytest.approx([2 - np.pi / 2] * 26, abs=1e-6)
     assert float(table[-1]) == pytest.approx(1.0, abs=2e-3)
 
 

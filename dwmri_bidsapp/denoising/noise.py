@@ -307,8 +307,9 @@ def check_noise_map(sigma_xyz: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[n
 
 
 def rician_variance_table(device: str | torch.device = "cpu") -> Tensor:
-    """:func:`rician_variance_factor` at 0, 0.05, 0.1, … up to 30, for quick look-up."""
-    return torch.as_tensor(rician_variance_factor(TABLE_SNR), dtype=torch.float32, device=device)
+    """Noise variance of magnitudes whose *mean* is 0, 0.05, 0.1, … up to 30 sigma, for quick look-up."""
+    snr = correct_rician_bias(TABLE_SNR, np.ones(1))
+    return torch.as_tensor(rician_variance_factor(snr), dtype=torch.float32, device=device)
 
 
 def rician_bias_table(device: str | torch.device = "cpu") -> Tensor:
