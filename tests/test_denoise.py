@@ -298,6 +298,26 @@ def test_b0_volumes_can_be_left_alone(phantom: Phantom, noisy: NDArray[np.float3
     assert not np.array_equal(found.dwi_xyzv[..., ~b0], noisy[..., ~b0])
 
 
+def test_empty_volumes_stay_empty(phantom: Phantom, noisy: NDArray[np.float32]) -> None:
+    empty = [int(np.flatnonzero(phantom.gradients.dwi)[5]), int(np.flatnonzero(phantom.gradients.b0)[1])]
+    dwi_xyzv = noisy.copy()
+    dwi_xyzv[..., empty] = 0
+    found = denoise(dwi_xyzv, phantom.gradients, phantom.mask_xyz, UNTRAINED)
+    assert not found.dwi_xyzv[..., empty].any()
+    assert found.info["passed_through_volumes"] == sorted(empty)
+    assert len(found.info["local_pca_only_volumes"]) == 1, "a single b=0 is left"
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused(
+    phantom: Phantom, noisy: NDArray[np.float32], wrong: float
+) -> None:
+    dwi_xyzv = noisy.copy()
+    dwi_xyzv[(*np.argwhere(phantom.mask_xyz)[7], 3)] = wrong
+    with pytest.raises(BadDataError, match="finite"):
+        denoise(dwi_xyzv, phantom.gradients, phantom.mask_xyz, UNTRAINED)
+
+
 def test_bias_correction_lowers_the_bias(phantom: Phantom) -> None:
     data, _ = noisy_run(phantom, 8)
     inside, dwi = phantom.mask_xyz, phantom.gradients.dwi

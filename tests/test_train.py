@@ -165,6 +165,18 @@ def test_finished_training_is_not_done_again(run: tuple[Context, torch.Tensor], 
     assert same(expected, found)
 
 
+def test_a_checkpoint_that_was_cut_short_is_made_anew(
+    run: tuple[Context, torch.Tensor], tmp_path: Path
+) -> None:
+    expected, _ = weights_of(QUICK, run, checkpoint_dir=tmp_path)
+    (checkpoint,) = tmp_path.glob("*.pt")
+    whole = checkpoint.read_bytes()
+    for n_bytes in (0, 10, len(whole) // 2):
+        checkpoint.write_bytes(whole[:n_bytes])
+        found, _ = weights_of(QUICK, run, checkpoint_dir=tmp_path)
+        assert same(expected, found)
+
+
 @pytest.mark.parametrize("change", ["options", "data"])
 def test_checkpoint_of_something_else_is_not_used(
     run: tuple[Context, torch.Tensor], tmp_path: Path, change: str

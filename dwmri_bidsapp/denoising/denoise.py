@@ -6,6 +6,7 @@ Axes: ``x y z`` space, ``v`` volume.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ def _denoise(
     sigma_n = sigma_xyz[mask_xyz]
     snr_vn = to_snr_units(signal_vn, sigma_n, storage)
     del signal_vn
-    roles = _roles(gradients, options)
+    roles = _roles(gradients, options, empty=set((~snr_vn.any(dim=1)).nonzero().flatten().tolist()))
     # both PCAs stay on the CPU: a GPU takes ten times as long for many small eigendecompositions
     base = blind_local_pca(
         snr_vn, mask, block=options.block_edge(gradients.n_volumes), out_vn=storage.tensor(snr_vn.shape)
@@ -310,15 +311,19 @@ class _Roles:
     passed: list[int]
 
 
-def _roles(gradients: Gradients, options: DenoiseOptions) -> _Roles:
-    b0 = np.flatnonzero(gradients.b0).tolist()
-    dwi = np.flatnonzero(gradients.dwi).tolist()
+def _roles(gradients: Gradients, options: DenoiseOptions, empty: Collection[int] = ()) -> _Roles:
+    """Empty volumes stay so, for later tools to find them as they were."""
+    b0, dwi = (
+        [volume for volume in np.flatnonzero(kind).tolist() if volume not in empty]
+        for kind in (gradients.b0, gradients.dwi)
+    )
+    passed = sorted(empty)
     if not options.b0_denoising:
-        return _Roles(dwi, [], b0)
+        b0, passed = [], sorted(passed + b0)
     if len(b0) > 1:
-        return _Roles(sorted(b0 + dwi), [], [])
+        return _Roles(sorted(b0 + dwi), [], passed)
     # no other volume of its kind to predict a single b=0 from
-    return _Roles(dwi, b0, []) if options.blend else _Roles(dwi, [], b0)
+    return _Roles(dwi, b0, passed) if options.blend else _Roles(dwi, [], sorted(passed + b0))
 
 
 def _noise_level(
@@ -328,15 +333,17 @@ def _noise_level(
     warnings: list[str],
 ) -> NDArray[np.float32]:
     """The noise map that was given, or an estimate; kept from zero where the data have next to no noise."""
+    largest_n, smallest_n = signal_vn.max(axis=0), signal_vn.min(axis=0)
+    if not (np.isfinite(largest_n).all() and np.isfinite(smallest_n).all()):
+        raise BadDataError("expected finite values in the mask, found others", "repair or mask these voxels")
+    if not (largest_n > 0).any():
+        raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
     if given_sigma_xyz is None:
         sigma_xyz = noise_of_signals(signal_vn, mask_xyz)
     else:
         sigma_xyz = check_noise_map(given_sigma_xyz, mask_xyz)
-    largest_n = signal_vn.max(axis=0)
-    if not np.isfinite(largest_n).all() or not (largest_n > 0).any():
-        raise BadDataError("expected a signal in the mask, found only zeros", "check the image and the mask")
     # voxel by voxel, so that a single bright one does not speak for the others
-    largest_n = np.maximum(largest_n, -signal_vn.min(axis=0))
+    largest_n = np.maximum(largest_n, -smallest_n)
     typical = np.median(largest_n[largest_n > 0]) / LARGEST_SNR
     floor_xyz = np.full_like(sigma_xyz, typical)
     floor_xyz[mask_xyz] = np.maximum(largest_n / LARGEST_SNR, typical)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -338,10 +339,18 @@ class _State:
         save_state(state, self.path)
 
     def resume(self) -> None:
-        """Continue from a checkpoint of the same options on the same data, if there is one."""
+        """Continue from a checkpoint of the same options on the same data, if there is a whole one."""
         if self.path is None or not self.path.exists():
             return
-        state = torch.load(self.path, map_location=self.context.device, weights_only=True)
+        try:
+            state = torch.load(self.path, map_location=self.context.device, weights_only=True)
+        except (
+            EOFError,
+            OSError,
+            RuntimeError,
+            pickle.UnpicklingError,
+        ):  # cut short when the machine stopped
+            return
         if state["fingerprint"] != self._fingerprint():
             return
         self.model.load_state_dict(state["model"])
