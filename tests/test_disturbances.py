@@ -49,6 +49,8 @@ def test_inverse_gives_the_signal_back(kind: Any) -> None:
     back = invert_expected_magnitude(expected_magnitude(signal, 2.0, kind), 2.0, kind)
     np.testing.assert_allclose(back, signal, atol=0.01)
     assert invert_expected_magnitude(np.zeros(1, np.float32), 2.0, kind) == 0
+    no_noise = invert_expected_magnitude(np.array([100, 3], np.float32), np.zeros(2, np.float32), kind)
+    assert no_noise.tolist() == [100, 3]
     if kind == "rician":
         np.testing.assert_allclose(back, correct_rician_bias(expected_magnitude(signal, 2.0), 2.0), atol=0.05)
 

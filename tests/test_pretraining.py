@@ -186,6 +186,8 @@ def test_a_place_that_cannot_be_written_is_named_before_the_training(
 def test_command_needs_something_to_learn_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train-weights", str(tmp_path / "a.pt"), "--n-runs", "0"]) == 64
     assert "at least one step and one run" in capsys.readouterr().err
+    assert main(["train-weights", str(tmp_path / "a.pt"), "--random-seed", "-1"]) == 64
+    assert "a seed of 0 or more" in capsys.readouterr().err
 
 
 def test_shipped_weights_are_what_their_card_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -73,6 +74,8 @@ def test_protocol_is_the_generators() -> None:
 def test_empty_protocol_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one volume"):
         make_protocol(0, {}, np.random.default_rng(0))
+    with pytest.raises(UsageError, match="in each shell"):
+        make_protocol(1, {1000: -5}, np.random.default_rng(0))
 
 
 def test_phantom_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +276,8 @@ def test_noise_is_the_generators() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "gaussian"}, {"sigma": -1.0}, {"sigma": np.ones((2, 2, 2))}, {"n_coils": 0}]
+    "wrong",
+    [{"kind": "gaussian"}, {"sigma": -1.0}, {"sigma": np.nan}, {"sigma": np.ones((2, 2, 2))}, {"n_coils": 0}],
 )
 def test_noise_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"sigma": 1.0, "rng": np.random.default_rng(0), **wrong}
@@ -293,6 +297,9 @@ def test_b0_signal_is_that_of_white_matter(phantom: Phantom) -> None:
     b0_xyz = phantom.clean_xyzv[..., phantom.gradients.b0].mean(axis=-1)
     np.testing.assert_allclose(b0_signal(phantom), b0_xyz[phantom.white_xyz > 0.9].mean(), rtol=1e-6)
     assert 700 < b0_signal(phantom) < 1300
+    weighted = dataclasses.replace(phantom, gradients=phantom.gradients.select(phantom.gradients.dwi))
+    with pytest.raises(UsageError, match="b=0"):
+        b0_signal(weighted)
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +354,15 @@ def test_a_folder_in_use_is_left_alone(dataset: Path) -> None:
     with pytest.raises(UsageError, match="empty folder"):
         write_bids_dataset(dataset, shape=SHAPE)
     assert sorted(dataset.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"voxel_size": 0.0}, {"motion": -1.0}, {"snr": float("nan")}, {"seed": -1}, {"family": "none"}]
+)
+def test_a_number_that_makes_no_sense_leaves_the_folder_free(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        write_bids_dataset(tmp_path / "out", n_participants=1, **{"voxel_size": 20.0, **wrong})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("part", [".", "derivatives/truth"])

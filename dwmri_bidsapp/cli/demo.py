@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def simulate(namespace: argparse.Namespace) -> int:
     from ..simulation import make_protocol, write_bids_dataset
 
     rng = np.random.default_rng(namespace.simulation_seed)
-    shells = dict(namespace.shell or [(1000, 60)])
+    shells: Counter[float] = Counter()
+    for bval, n_directions in namespace.shell or [(1000, 60)]:
+        shells[bval] += n_directions
     labels = write_bids_dataset(
         namespace.out_dir,
         n_participants=namespace.n_participants,

@@ -62,6 +62,8 @@ def train_weights_command(arguments: Sequence[str]) -> int:
         raise UsageError(
             f"expected at least one step and one run, found --steps {config.steps} and --n-runs {config.n_runs}"
         )
+    if config.random_seed < 0:
+        raise UsageError(f"expected a seed of 0 or more, found {config.random_seed}")
     _check_writable(namespace.out_file)
     if namespace.threads:
         torch.set_num_threads(namespace.threads)
@@ -69,6 +71,11 @@ def train_weights_command(arguments: Sequence[str]) -> int:
     start = time.perf_counter()
     own = [run for bids_dir in namespace.bids_dir for run in _own_runs(bids_dir, config)]
     n_own = len(own)
+    if not (config.n_runs or own):
+        raise BadDataError(
+            "expected a run to learn from, found none that can be used",
+            "see what was left out above, or add --n-runs",
+        )
     history, report = _course(config.steps, "the blind base's")
     with keeping_memory():
         runs = _simulated_runs(config.n_runs, "", lambda index: draw_run(config, index)) + own

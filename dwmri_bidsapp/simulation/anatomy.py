@@ -171,13 +171,15 @@ def _choose_grid(
     shape: tuple[int, int, int] | None, voxel_size: float | None
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Return the grid and its affine (LAS) around the middle of the brain."""
+    if voxel_size is not None and not voxel_size > 0:
+        raise UsageError(f"expected voxels of a size above 0 mm, found {voxel_size:g}")
     if shape is None:
         voxel_size = 2.0 if voxel_size is None else voxel_size
         x, y, z = np.ceil(_BRAIN_EXTENT_MM / voxel_size).astype(int).tolist()
         shape = (x, y, z)
     elif voxel_size is None:
         voxel_size = float((_BRAIN_EXTENT_MM / shape).max())
-    if min(shape) < 1 or voxel_size <= 0:
+    if min(shape) < 1:
         raise UsageError(f"expected a grid with voxels, found {shape} of {voxel_size} mm")
     affine = np.diag([-voxel_size, voxel_size, voxel_size, 1.0])
     affine[:3, 3] = _BRAIN_CENTRE_MM - affine[:3, :3] @ ((np.array(shape) - 1) / 2)

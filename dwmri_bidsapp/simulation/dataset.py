@@ -84,15 +84,16 @@ def write_bids_dataset(
         The files cannot be written.
     """
     root = Path(out_dir)
-    if n_participants < 1 or snr <= 0:
-        raise UsageError(f"expected participants and an SNR above 0, found {n_participants} and {snr:g}")
+    if n_participants < 1 or not snr > 0 or seed < 0:
+        raise UsageError(
+            f"expected participants, an SNR above 0 and a seed of 0 or more, found {n_participants}, {snr:g} and {seed}"
+        )
     try:
         if root.exists() and any(root.iterdir()):
             raise UsageError(f"{root}: expected an empty folder for the simulation", "name another one")
         labels = [f"{i + 1:02d}" for i in range(n_participants)]
         source = _SOURCES.get(family, family)
         readme = _README.format(n=n_participants, source=source, snr=snr, kind=kind, motion=motion, seed=seed)
-        _write_top_level(root, labels, readme, seed)
         for i, label in enumerate(labels):
             rng = np.random.default_rng([seed + i, 2])
             table = _choose_protocol(protocol, i, rng)
@@ -107,6 +108,10 @@ def write_bids_dataset(
             )
             sigma_xyz = draw_sigma_map(phantom.mask_xyz, b0_signal(phantom) / snr, rng, spread=sigma_spread)
             noisy_xyzv, _ = add_noise(phantom.clean_xyzv, sigma=sigma_xyz, rng=rng, kind=kind)
+            if (
+                i == 0
+            ):  # not before a first participant could be made: the call with other numbers needs the folder
+                _write_top_level(root, labels, readme, seed)
             _write_raw(root / f"sub-{label}" / "dwi" / f"sub-{label}", noisy_xyzv, phantom)
             _write_truth(root / "derivatives" / "truth", label, phantom, sigma_xyz)
     except OSError as error:

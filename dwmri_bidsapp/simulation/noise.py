@@ -33,7 +33,16 @@ def b0_signal(phantom: Phantom) -> float:
     """Mean clean b=0 signal in white matter: divide it by the b0 SNR to get sigma.
 
     In a phantom without pure white matter the voxels with most of it stand in, or all where there is none.
+
+    Raises
+    ------
+    UsageError
+        The protocol has no b=0.
     """
+    if not phantom.gradients.b0.any():
+        raise UsageError(
+            "expected b=0 volumes for a b=0 signal-to-noise ratio, found none", "add one to the protocol"
+        )
     clean_xyz = phantom.clean_xyzv[..., phantom.gradients.b0].mean(axis=-1)
     white = phantom.white_mask_xyz
     if not white.any():
@@ -110,7 +119,11 @@ def add_noise(
     grid = clean_xyzv.shape[:3]
     if kind not in get_args(NoiseKind) or n_coils < 1:
         raise UsageError(f"expected noise of kind {get_args(NoiseKind)}, found {kind!r} with {n_coils} coils")
-    if np.ndim(sigma) not in (0, 3) or (np.ndim(sigma) == 3 and np.shape(sigma) != grid) or np.min(sigma) < 0:
+    if (
+        np.ndim(sigma) not in (0, 3)
+        or (np.ndim(sigma) == 3 and np.shape(sigma) != grid)
+        or not np.min(sigma) >= 0
+    ):
         raise UsageError(f"expected sigma >= 0, a number or a map {grid}, found {np.shape(sigma)}")
     sigma_xyz = np.broadcast_to(np.asarray(sigma, dtype=np.float32), grid).copy()
     noisy_xyzv = np.empty_like(clean_xyzv, dtype=np.float32)
@@ -165,11 +178,12 @@ def invert_expected_magnitude(
         As for :func:`expected_magnitude`.
     """
     snr, excess = _excess_table(n_coils if kind == "chi" else 1)
-    sigma = np.maximum(np.asarray(sigma, dtype=np.float32), np.finfo(np.float32).tiny)
-    at = magnitude / sigma
+    sigma = np.asarray(sigma, dtype=np.float32)
+    at = magnitude / np.where(sigma > 0, sigma, 1)
     near = np.interp(at, snr + excess, snr)
     far = at - excess[-1] * _HIGHEST_SNR / np.maximum(at, 1)
-    return (sigma * np.where(at > snr[-1] + excess[-1], far, near)).astype(np.float32)
+    inverse = sigma * np.where(at > snr[-1] + excess[-1], far, near)
+    return np.where(sigma > 0, inverse, magnitude).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)

@@ -27,8 +27,10 @@ def make_protocol(n_b0: int, shells: Mapping[float, int], rng: np.random.Generat
     Raises
     ------
     UsageError
-        Fewer than one volume in all.
+        Fewer than one volume in all, or a shell of fewer than one.
     """
+    if any(n < 1 for n in shells.values()):
+        raise UsageError(f"expected at least one direction in each shell, found {dict(shells)}")
     bvals = np.concatenate([np.full(n, b, dtype=np.float64) for b, n in shells.items()] or [np.zeros(0)])
     if n_b0 < 0 or n_b0 + bvals.size < 1:
         raise UsageError(f"expected at least one volume, found {n_b0} b=0 volumes and shells {dict(shells)}")
