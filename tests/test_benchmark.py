@@ -190,6 +190,15 @@ def test_figures_hold_every_method(run: Run) -> None:
     assert figure is not None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["noisy", "mppca"]
     assert gain_figure(rows, "mk_error") is None
+    rows = [
+        one_row("noisy", seed=1, psnr=40.0),
+        one_row("noisy", seed=2, psnr=30.0),
+        one_row("mppca", seed=1, psnr=39.0),
+    ]
+    figure = gain_figure(rows, "psnr")
+    assert figure is not None
+    drawn = [line.get_xdata() for line in figure.axes[0].get_lines()]
+    assert [list(values) for values in drawn] == [[40.0], [39.0]], "seed 2 was finished by one method only"
     errors = error_figure(run, {"noisy": run.noisy_xyzv, "none": run.clean_xyzv})
     assert [axes.get_title() for axes in errors.axes[:3]] == ["truth", "noisy", "none"]
 

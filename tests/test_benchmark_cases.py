@@ -76,10 +76,17 @@ def test_protocols_have_names_or_numbers() -> None:
     for text in ("none", "6", "6+", "6+60", "x+6x1000", "6+60x"):
         with pytest.raises(UsageError, match="6\\+60x2500"):
             parse_protocol(text)
+    for text in ("0+7x700", "6+0x1000", "6+5x1000", "1+10x1000+10x1000"):
+        with pytest.raises(UsageError, match="each shell named once"):
+            parse_protocol(text)
     found = make_run(Case(protocol="2+7x700", shape=(6, 6, 6), voxel_size=8.0)).gradients
     assert found.shell_bvals.tolist() == [0, 700]
     with pytest.raises(UsageError, match="SNR"):
         make_run(Case(snr=0))
+    with pytest.raises(UsageError, match="SNR"):
+        make_run(Case(snr=float("nan")))
+    with pytest.raises(UsageError, match="seed"):
+        make_run(Case(seed=-1))
 
 
 def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(run: Run, tmp_path: Path) -> None:
@@ -87,6 +94,13 @@ def test_noise_of_the_wanted_level_is_added_to_an_acquired_run(run: Run, tmp_pat
     case, other = acquired_cases([acquired_file], snrs=[8.0], noises=["varying"], seeds=[3, 4])
     assert (case.protocol, case.shape, case.voxel_size) == ("1+32x1000", (16, 18, 12), 3.0)
     assert case.columns()["file"] == "sub-7_dwi.nii.gz"
+    with pytest.raises(UsageError, match="different names"):
+        acquired_cases(
+            [acquired_file, tmp_path / "other" / acquired_file.name],
+            snrs=[8.0],
+            noises=["varying"],
+            seeds=[3],
+        )
     found = make_run(case)
     assert_array_equal(found.clean_xyzv, np.maximum(nb.load(acquired_file).get_fdata(dtype=np.float32), 0))
     assert found.clean_xyzv[0, 0, 0, 0] == 0

@@ -11,7 +11,7 @@ from benchmark_helpers import SMALL
 from dwmri_bidsapp.benchmark.cases import Run, make_run
 from dwmri_bidsapp.benchmark.scores import COMPARISONS, Estimate, Row, Scorer
 from dwmri_bidsapp.errors import BadDataError
-from dwmri_bidsapp.metrics import has_kurtosis, make_peak_finder, mean_kurtosis, peak_angle
+from dwmri_bidsapp.metrics import can_find_peaks, has_kurtosis, make_peak_finder, mean_kurtosis, peak_angle
 from dwmri_bidsapp.simulation import make_protocol
 
 
@@ -88,6 +88,40 @@ def test_coverage_counts_intervals(run: Run, scorer: Scorer, rng: np.random.Gene
     for uncertainty, held in ((deviation, 0.95), (volumes, 0.95), (deviation / 2, 0.673)):
         rows = by_cell(scorer.score(Estimate(estimate_xyzv, None, uncertainty)))
         assert rows["truth", "b1000"]["coverage_95"] == pytest.approx(held, abs=0.01)
+
+
+def test_uncertainty_is_that_of_the_result_as_it_is(run: Run, scorer: Scorer) -> None:
+    rows = by_cell(scorer.score(Estimate(run.noisy_xyzv, None, run.sigma_xyz)))
+    assert {comparison for comparison, _ in rows if "coverage_95" in rows[comparison, "dwi"]} == {
+        "truth",
+        "expected",
+    }
+
+
+def test_what_lies_outside_the_brain_is_not_scored(run: Run) -> None:
+    """Some methods write zeros there, others what was measured."""
+    mask_xyz = run.mask_xyz.copy()
+    mask_xyz[:5] = False
+    scorer = Scorer(dataclasses.replace(run, mask_xyz=mask_xyz))
+    zeros_xyzv = np.where(mask_xyz[..., None], run.noisy_xyzv, 0)
+    assert scorer.score(Estimate(zeros_xyzv))[0]["ssim"] == scorer.score(Estimate(run.noisy_xyzv))[0]["ssim"]
+
+
+def test_no_edge_width_against_a_run_with_noise_of_its_own(run: Run) -> None:
+    acquired = dataclasses.replace(run, clean_xyzv=run.expected_xyzv, tissues_xyz={}, acquired=True)
+    rows = Scorer(acquired).score(Estimate(run.noisy_xyzv))
+    assert not any("edge_width_ratio" in row for row in rows)
+    assert any("edge_width_ratio" in row for row in Scorer(run).score(Estimate(run.noisy_xyzv)))
+
+
+def test_repeats_of_a_direction_count_once() -> None:
+    """30 volumes of 6 directions hold no peaks, and 8 directions twice no kurtosis."""
+    few = make_protocol(1, {2000: 6}, np.random.default_rng(0))
+    repeated = few.select(np.array([0, *np.tile(np.arange(1, 7), 5)]))
+    assert not can_find_peaks(repeated)
+    assert can_find_peaks(make_protocol(1, {2000: 30}, np.random.default_rng(0)))
+    assert not has_kurtosis(make_protocol(1, {1000: 8, 2000: 8}, np.random.default_rng(0)))
+    assert has_kurtosis(make_protocol(1, {1000: 11, 2000: 11}, np.random.default_rng(0)))
 
 
 def test_peaks_of_two_crossing_bundles() -> None:

@@ -47,6 +47,7 @@ NOISES: tuple[Noise, ...] = get_args(Noise)
 _SPREADS: dict[Noise, float] = {"rician": 0.0, "varying": 1.0, "chi": 0.5, "zero-filled": 0.5}
 _SMALL_SHAPE = (36, 44, 24)
 _MOST_TISSUE = 0.5
+_FEWEST_DIRECTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class Run:
         left out.
     gradients, affine, kind
         Protocol, voxels to mm, and the noise for :func:`expected_magnitude`.
+    acquired : bool
+        Whether the clean run is an acquired one, with noise of its own.
     """
 
     noisy_xyzv: Array
@@ -128,6 +131,7 @@ class Run:
     gradients: Gradients
     affine: NDArray[np.float64]
     kind: NoiseKind
+    acquired: bool = False
 
     def corrected(self, estimate_xyzv: Array) -> Array:
         """Take the mean of the noise away, with the true sigma."""
@@ -146,7 +150,7 @@ def parse_protocol(text: str) -> tuple[int, dict[float, int]]:
     Raises
     ------
     UsageError
-        Anything else.
+        Anything else, a shell that is named twice, no b=0, or too few directions for a tensor.
     """
     if text in PROTOCOLS:
         return PROTOCOLS[text]
@@ -156,7 +160,13 @@ def parse_protocol(text: str) -> tuple[int, dict[float, int]]:
         raise UsageError(
             f"expected a protocol of {', '.join(PROTOCOLS)}, or one such as 6+60x2500, found {text}"
         )
-    return int(first), {float(part[2]): int(part[1]) for part in parts if part}
+    shells_of = {float(part[2]): int(part[1]) for part in parts if part}
+    counts = shells_of.values()
+    if int(first) < 1 or len(counts) < len(parts) or min(counts) < 1 or sum(counts) < _FEWEST_DIRECTIONS:
+        raise UsageError(
+            f"expected b=0 volumes and at least {_FEWEST_DIRECTIONS} directions, each shell named once, found {text}"
+        )
+    return int(first), shells_of
 
 
 def default_cases(seeds: Sequence[int] = (101, 102), quick: bool = False) -> list[Case]:
@@ -204,9 +214,18 @@ def acquired_cases(
 
     Raises
     ------
+    UsageError
+        Two files of one name, which the tables would mix up.
     BadDataError
         A file that is missing, damaged, or does not fit the others.
     """
+    names = [file.name for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"{name}: expected series of different names, found {names.count(name)} of this one",
+                "rename a copy of each, or link to them by other names",
+            )
     cases = []
     for file in files:
         image = open_series(file)
@@ -231,8 +250,8 @@ def make_run(case: Case) -> Run:
     BadDataError
         An acquired run that cannot be denoised.
     """
-    if case.noise not in NOISES or case.snr <= 0:
-        raise UsageError(f"expected noise of {NOISES} and an SNR above 0, found {case}")
+    if case.noise not in NOISES or not case.snr > 0 or case.seed < 0:
+        raise UsageError(f"expected noise of {NOISES}, an SNR above 0 and a seed of 0 or more, found {case}")
     # one seed per case; crc32 because Python's own hash differs from process to process
     rng = np.random.default_rng([case.seed, zlib.crc32(repr(case).encode())])
     return _acquired_run(case, case.file, rng) if case.file else _simulated_run(case, rng)
@@ -300,6 +319,7 @@ def _with_noise(
         gradients=gradients,
         affine=affine,
         kind=kind,
+        acquired=case.file is not None,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .cases import Run
 from .scores import Row
+from .tables import of_common_seeds
 
 Array = NDArray[np.float32]
 
@@ -38,6 +39,7 @@ def gain_figure(rows: Sequence[Row], measure: str) -> Figure | None:
     if not chosen:
         return None
     kinds = list(dict.fromkeys(_label(row) for row in chosen))
+    chosen = [row for kind in kinds for row in of_common_seeds([r for r in chosen if _label(r) == kind])]
     methods = list(dict.fromkeys(row["method"] for row in chosen))
     figure = Figure(figsize=(11, 1.6 + 0.45 * len(kinds)), layout="constrained")
     for axes, comparison in zip(figure.subplots(1, 2, sharey=True), ("truth", "corrected"), strict=True):

@@ -161,5 +161,5 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _slug(case: Case) -> str:
-    anatomy = f"{case.file.name.split('.')[0]}_seed" if case.file else case.family
+    anatomy = f"{case.file.name.removesuffix('.gz').removesuffix('.nii')}_seed" if case.file else case.family
     return f"{anatomy}{case.seed}_{case.protocol}_snr{case.snr:g}_{case.noise}"

@@ -41,16 +41,17 @@ COLUMNS: dict[str, str] = {
     "worst_tissue": "That tissue",
     "ssim": "Mean structural similarity, range fixed as for the PSNR",
     "bias": "Mean of the shell in the brain / the true mean - 1",
-    "edge_width_ratio": "10-90% width of the strongest edges / their true width",
+    "edge_width_ratio": "10-90% width of the strongest edges / their true width; not for acquired runs",
     "coverage_95": "Share of values whose 95% interval (1.96 times the method's uncertainty) holds the true value",
     "fa_error": "Mean absolute error of fractional anisotropy in the brain",
     **{f"fa_error_{tissue}": f"The same in voxels that mostly are {tissue}" for tissue in _TISSUES},
     "md_error": "Mean absolute error of mean diffusivity in the brain, mm²/s",
     **{f"md_error_{tissue}": f"The same in voxels that mostly are {tissue}, mm²/s" for tissue in _TISSUES},
-    "mk_error": "Mean absolute error of mean kurtosis in 2000 voxels of the brain without fluid",
-    "v1_angle": "Mean angle between the first eigenvectors in white matter of FA above 0.2, degrees",
-    "peak_angle": "Mean angle from each true peak of fibre orientations to the nearest one found, in white matter, "
-    "degrees",
+    "mk_error": "Mean absolute error of mean kurtosis in 2000 voxels of the brain without fluid, where that is known",
+    "v1_angle": "Mean angle between the first eigenvectors in white matter (in the brain, where tissues are not "
+    "known) of FA above 0.2, degrees",
+    "peak_angle": "Mean angle from each true peak of fibre orientations to the nearest one found, in white matter (in "
+    "the brain, where tissues are not known), degrees",
     "residual_std": "Standard deviation of (noisy - result) / true sigma",
     "residual_edge_correlation": "Correlation of the residual's magnitude with the edges of the shell's mean",
     "residual_autocorrelation": "Correlation of the residual with its next neighbours, mean of the axes",
@@ -144,7 +145,7 @@ def summary_text(rows: Sequence[Row]) -> str:
     parts = []
     for kind in dict.fromkeys(_kind(row) for row in rows):
         group = [row for row in rows if _kind(row) == kind]
-        common = _of_common_seeds(group)
+        common = of_common_seeds(group)
         finished = {row["seed"] for row in common}
         seeds = [str(seed) for seed in dict.fromkeys(row["seed"] for row in common)]
         left_out = [str(seed) for seed in dict.fromkeys(row["seed"] for row in group) if seed not in finished]
@@ -208,7 +209,7 @@ def _against_peers(rows: Sequence[Row], judged: str) -> str:
     """One line per kind of case: our default beside the best value of any peer, means over seeds."""
     lines = [f"| case | {' | '.join(_AGAINST)} | time |", "|" + "---|" * (len(_AGAINST) + 2)]
     for kind in dict.fromkeys(_kind(row) for row in rows):
-        group = _of_common_seeds([row for row in rows if _kind(row) == kind])
+        group = of_common_seeds([row for row in rows if _kind(row) == kind])
         cells = []
         for comparison, column in _AGAINST.values():
             mine = _mean(group, judged, comparison, column)
@@ -313,7 +314,7 @@ def _mean(group: Sequence[Row], method: str, comparison: str, column: str) -> fl
     return float(np.mean(values)) if values else float("nan")
 
 
-def _of_common_seeds(group: Sequence[Row]) -> list[Row]:
+def of_common_seeds(group: Sequence[Row]) -> list[Row]:
     """The rows of seeds that every method finished, but for methods that finished none; all if there is no such seed.
 
     Means over different brains cannot be compared.

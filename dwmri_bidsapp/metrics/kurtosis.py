@@ -10,20 +10,27 @@ from dipy.reconst.dki import DiffusionKurtosisModel
 from numpy.typing import NDArray
 
 from ..errors import BadDataError
-from ..gradients import Gradients
+from ..gradients import Gradients, count_directions
 from .tensor import dipy_table, signal_floor
 
 Array = NDArray[np.float32]
 
 _MIN_SHELLS = 2
+# 15 unknowns of the kurtosis tensor, which follow from different directions, and 6 of the diffusion tensor
 _MIN_DIRECTIONS = 15
+_MIN_VOLUMES = 21
 _LARGEST = 3.0
 
 
 def has_kurtosis(gradients: Gradients) -> bool:
-    """Whether a protocol has what a kurtosis tensor needs: b=0, two more shells and 15 directions."""
+    """Whether a protocol has what a kurtosis tensor needs: b=0, and 21 volumes of 15 directions on two more shells."""
     shells = np.unique(gradients.shell[gradients.dwi])
-    return bool(gradients.b0.any() and len(shells) >= _MIN_SHELLS and gradients.dwi.sum() >= _MIN_DIRECTIONS)
+    return bool(
+        gradients.b0.any()
+        and len(shells) >= _MIN_SHELLS
+        and gradients.dwi.sum() >= _MIN_VOLUMES
+        and count_directions(gradients) >= _MIN_DIRECTIONS
+    )
 
 
 def mean_kurtosis(dwi_xyzv: Array, gradients: Gradients, mask_xyz: NDArray[np.bool_]) -> Array:
@@ -50,7 +57,8 @@ def mean_kurtosis(dwi_xyzv: Array, gradients: Gradients, mask_xyz: NDArray[np.bo
     """
     if not has_kurtosis(gradients) or not mask_xyz.any():
         raise BadDataError(
-            "expected b=0, two more shells, 15 directions and a mask with voxels for a kurtosis"
+            f"expected b=0, {_MIN_VOLUMES} volumes of {_MIN_DIRECTIONS} directions on two more shells, and a mask with "
+            "voxels for a kurtosis"
         )
     signal_nv = dwi_xyzv[mask_xyz]
     floor = signal_floor(signal_nv, gradients.b0)

@@ -14,7 +14,7 @@ from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, response_from
 from numpy.typing import NDArray
 
 from ..errors import BadDataError
-from ..gradients import Gradients
+from ..gradients import Gradients, count_directions
 from .tensor import dipy_table
 
 Array = NDArray[np.float32]
@@ -111,6 +111,9 @@ def peak_angle(estimate_np3: Array, truth_np3: Array) -> float:
 
 def _largest_shell(gradients: Gradients) -> tuple[int, int]:
     """The shell with most directions (of two with as many the higher one), and their number."""
-    counts = np.bincount(gradients.shell[gradients.dwi])
-    shell = int(len(counts) - 1 - np.argmax(counts[::-1]))
-    return shell, int(counts[shell])
+    counts = {
+        int(shell): count_directions(gradients.select(gradients.shell == shell))
+        for shell in np.unique(gradients.shell[gradients.dwi])
+    }
+    shell = max(counts, key=lambda shell: (counts[shell], shell))
+    return shell, counts[shell]
