@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,6 +293,27 @@ def test_one_failure_among_others(
     out = bids_dir.parent / "out"
     assert "no b=0 volume" in (out / "sub-02.html").read_text()
     assert "no b=0 volume" not in (out / "sub-01.html").read_text(), "a failure stays with its participant"
+
+
+@pytest.mark.parametrize(
+    "named", ["sub-01_run-1_desc-brain_mask.nii.gz", "sub-01_desc-preproc_dwi.nii.gz", ""]
+)
+def test_a_failure_stays_with_its_run_whatever_file_it_names(
+    bids_dir: Path, workflows: FakeWorkflows, named: str
+) -> None:
+    folder = bids_dir / "sub-01/dwi"
+    for path in sorted(folder.iterdir()):
+        for run in ("run-1", "run-2"):
+            shutil.copy(path, folder / path.name.replace("_dwi", f"_{run}_dwi"))
+        path.unlink()
+    workflows.errors["sub-01_run-1"] = (f"{named}: odd values", 65)
+    assert call(bids_dir, "--participant-label", "01") == 1
+    page = bids_dir.parent / "out/sub-01.html"
+    assert "odd values" in page.read_text()
+    workflows.errors.clear()
+    for run, stays in (("2", True), ("1", False)):
+        assert call(bids_dir, "--participant-label", "01", "--run-label", run) == 0
+        assert ("odd values" in page.read_text()) == stays
 
 
 def test_only_failures_keep_their_code(

@@ -29,11 +29,24 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A run, or a participant, that could not be processed."""
+    """A run, or a participant, that could not be processed.
+
+    Attributes
+    ----------
+    subject
+        Label of the participant, without ``sub-``.
+    message
+        What went wrong.
+    exit_code
+        What kind of error it was (see :mod:`..errors`).
+    run
+        The run's label; empty where the message begins with the image, or the whole participant is meant.
+    """
 
     subject: str
     message: str
     exit_code: int
+    run: str = ""
 
 
 @dataclass
@@ -131,7 +144,10 @@ def _denoise(config: Config, found: Found, subjects: Sequence[str], summary: Sum
                 if config.clean_workdir:
                     _remove_intermediate_files(config, outcome.run)
             else:
-                summary.failures.append(Failure(outcome.run.subject, outcome.error, outcome.exit_code))
+                failed = outcome.run
+                summary.failures.append(
+                    Failure(failed.subject, outcome.error, outcome.exit_code, failed.label)
+                )
     used = {"seconds": round(time.time() - start, 1), "peak_memory_mb": memory.megabytes}
     looked_at = {run.label for run in runs} | {label_of(series.dwi) for series in b0_series}
     _write_records(config, subjects, looked_at, summary.failures, used)
@@ -159,8 +175,8 @@ def _write_records(
     from ..reports import write_subject_report
 
     for subject in subjects:
-        own = [failure.message for failure in failures if failure.subject == subject]
-        write_provenance(config, subject, {**used, "failures": own})
+        own = [failure for failure in failures if failure.subject == subject]
+        write_provenance(config, subject, {**used, "failures": [failure.message for failure in own]})
         images = (config.bids_dir / f"sub-{subject}").glob("**/dwi/*_dwi.nii*")
         others = {label_of(image) for image in images} - looked_at
         write_subject_report(config.out_dir, subject, problems=own, others=others)

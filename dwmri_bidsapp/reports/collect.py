@@ -51,10 +51,11 @@ class Problem:
 
     @classmethod
     def of(cls, source: Any) -> Problem:
-        """Make one from an error of this package, the outcome of a run, or a text."""
+        """Make one from an error of this package, the outcome or the failure of a run, or a text."""
         if isinstance(source, cls):
             return source
-        run = getattr(getattr(source, "run", None), "label", "")
+        run = getattr(source, "run", "")
+        run = getattr(run, "label", run)
         error = getattr(source, "error", None)
         if error is not None:
             source = error

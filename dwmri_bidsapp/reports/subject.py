@@ -90,8 +90,9 @@ def write_subject_report(
     subject
         Label of the participant, with or without ``sub-``.
     problems
-        What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``) or texts; kept
-        for the group level. None: those of earlier calls. Runs finished since have none.
+        What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``), failures
+        (``.run``, ``.message``) or texts; kept for the group level. None: those of earlier calls. Runs
+        finished since have none.
     others
         Labels of runs that this call had nothing to do with: what earlier calls said of them is kept.
 
