@@ -86,8 +86,9 @@ def make_run_figures(
     up_axis = int(np.flatnonzero(plan.orientation[:, 0] == 2)[0])
     shells = shells_to_show(np.unique(gradients.shell).tolist())
     statistics = run_statistics(
-        noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients.shell, shells, up_axis
-    )
+        noisy_xyzv, denoised_xyzv, sigma_xyz, mask_xyz, gradients.shell, shells, up_axis,
+        head_first=bool(plan.orientation[up_axis, 1] < 0),
+    )  # fmt: skip
     drawn = _chart_figures(statistics, gradients, affine, history, displacement_v)
     chosen = representative_volumes(statistics.residual_std, gradients.shell)
     # In the order of the file, because a compressed one cannot be read backwards.

@@ -73,6 +73,7 @@ def run_statistics(
     shell_v: NDArray[np.int64],
     shells: Sequence[int] = (),
     up_axis: int = 2,
+    head_first: bool = False,
 ) -> RunStatistics:
     """Go once through the volumes of a run, in order: a compressed file is read from its start to its end.
 
@@ -89,11 +90,13 @@ def run_statistics(
     shells
         Those whose mean residual is wanted.
     up_axis
-        The array's axis from feet to head: the carpet is sorted along it.
+        The array's axis between feet and head: the carpet is sorted along it.
+    head_first
+        Whether that axis begins at the head.
     """
     n_volumes = noisy_xyzv.shape[3]
     sigma_n = safe_sigma(sigma_xyz)[mask_xyz]
-    rows = _sample_rows(mask_xyz, up_axis)
+    rows = _sample_rows(mask_xyz, up_axis, head_first)
     numbers = np.full((4, n_volumes), np.nan)
     samples = np.full((2, len(rows), n_volumes), np.nan, dtype=np.float32)
     counts = np.zeros((n_volumes, len(RESIDUAL_EDGES) - 1), dtype=np.int64)
@@ -177,9 +180,9 @@ def _unmask(values_n: NDArray, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float3
     return volume
 
 
-def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int) -> NDArray[np.int64]:
+def _sample_rows(mask_xyz: NDArray[np.bool_], up_axis: int, head_first: bool) -> NDArray[np.int64]:
     """Rows of the masked array, sorted from the lowest slice up."""
-    height_n = np.nonzero(mask_xyz)[up_axis]
+    height_n = np.nonzero(mask_xyz)[up_axis] * (-1 if head_first else 1)
     n = len(height_n)
     rng = np.random.default_rng(0)
     rows = rng.choice(n, size=min(n, _N_SAMPLES), replace=False) if n else np.zeros(0, dtype=np.int64)
