@@ -263,6 +263,14 @@ def test_a_method_measured_on_other_data_than_the_run_stops_nothing(tmp_path: Pa
     ]  # fmt: skip
 
 
+def test_the_runs_own_record_says_what_was_acquired(tmp_path: Path) -> None:
+    write_run(tmp_path, "sub-01", {"fa_mean_before": 0.4, "fa_mean_after": 0.3})
+    write_run(tmp_path, "sub-01", {"fa_mean_before": 0.9, "md_mean_before": 0.7}, method="mppca")
+    data = data_of(Page(write_group_report(tmp_path)))
+    acquired = {measure["name"]: data["values"][i][0] for i, measure in enumerate(data["measures"])}
+    assert acquired == {"fa_mean": [0.4], "md_mean": [0.7]}
+
+
 def test_data_in_the_page_cannot_end_its_element(tmp_path: Path) -> None:
     write_run(tmp_path, "sub-01", {"</script><b>": 1.0})
     page = Page(write_group_report(tmp_path))

@@ -95,7 +95,9 @@ def tabulate(records: Sequence[RunRecord], tables: Sequence[Mapping[str, Any]]) 
     row = {label: i for i, label in enumerate(labels)}
     column = {name: i for i, name in enumerate(measures)}
     owner: dict[str, str] = {}
-    for record, table in zip(records, tables, strict=True):
+    pairs = zip(records, tables, strict=True)
+    # the run's own record has the last word on what was acquired: others may be left from earlier data
+    for record, table in sorted(pairs, key=lambda pair: pair[0].method == OWN_METHOD):
         owner[record.label] = record.entities["participant_id"]
         for name, value in table.items():
             base, when = split_name(name)
