@@ -230,3 +230,22 @@ def test_boilerplate_says_what_was_done(tmp_path: Path) -> None:
     assert "mean squared error" in text
     assert text.count("MultiScaleDetailNet") == 1
     assert "was given" in _build(tmp_path, ["sub-01"], given=("mask",)).visit_desc()
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "not_said"),
+    [
+        ({}, ["a single *b*=0 volume", "was denoised without a prediction", "at most 100 steps"], []),
+        ({}, ["each shell of more than six diffusion directions"], []),
+        ({"b0_denoising": False}, ["(and no *b*=0 volume)"], ["single *b*=0"]),
+        ({"blend": False}, ["(but no single *b*=0 volume, which no other volume predicts)"], ["without a prediction"]),
+        ({"max_steps": 0}, ["without any training on this run", "trained on simulated runs"], ["steps", "Loss"]),
+        ({"max_steps": 0, "init": "random"}, ["random weights", "without any training"], ["trained from", "steps"]),
+    ],
+)  # fmt: skip
+def test_boilerplate_says_no_more_than_was_done(
+    tmp_path: Path, options: dict[str, Any], said: list[str], not_said: list[str]
+) -> None:
+    text = _build(tmp_path, ["sub-01"], method=DenoiseOptions(**options)).visit_desc()
+    assert [words for words in said if words not in text] == []
+    assert [words for words in not_said if words in text] == []

@@ -114,15 +114,20 @@ def _fusion(method: DenoiseOptions) -> str:
     condition = "" if method.init == "pretrained" else " where its weights came with the others"
     return (
         "that mean, the measurement, the prediction and the principal components were fused by a second, small "
-        f"network{condition}, trained on simulated runs and not on this one; "
+        f"network{condition}, trained on simulated runs and not on this one"
     )
 
 
 def _single_b0(method: DenoiseOptions) -> str:
-    return (
+    if not method.b0_denoising:
+        return ""
+    network = (
         ", by a third such network that sees its principal components and the measurement"
         if method.fuses
         else ""
+    )
+    return (
+        f"a single *b*=0 volume, which no other volume predicts, was denoised without a prediction{network}"
     )
 
 
@@ -130,8 +135,8 @@ def _twicing(method: DenoiseOptions) -> str:
     if "twicing" in method.leave_out:
         return ""
     return (
-        "of what the residuals of each shell had in common in their mean and second-order harmonics, averaged over "
-        "neighbouring voxels, a share was added to the result; "
+        "of what the residuals of each shell of more than six diffusion directions had in common in their mean and "
+        "second-order harmonics, averaged over neighbouring voxels, a share was added to the result"
     )
 
 
@@ -142,30 +147,36 @@ def _describe(method: DenoiseOptions, given_noise_map: bool) -> str:
         "mse": "the mean squared error",
     }[method.loss]
     start = {
-        "random": "from random weights",
-        "pretrained": "from weights that had been trained on simulated runs",
-    }.get(method.init, f"from weights trained before (`{Path(method.init).name}`)")
+        "random": "random weights",
+        "pretrained": "weights that had been trained on simulated runs",
+    }.get(method.init, f"weights trained before (`{Path(method.init).name}`)")
+    training = (
+        f"trained from {start} on this run (at most {method.max_steps} steps, {loss})"
+        if method.max_steps
+        else f"with {start}, without any training on this run"
+    )
     bias = (
         "No correction of the Rician bias was applied"
         if method.bias_correction == "none"
         else "The Rician bias was removed by the exact unbiased inverse [@koay2006; @foi2011]"
     )
-    b0 = "All volumes" if method.b0_denoising else "The diffusion-weighted volumes (and no *b*=0 volume)"
+    denoised = "All volumes"
+    if not method.b0_denoising:
+        denoised = "The diffusion-weighted volumes (and no *b*=0 volume)"
+    elif not method.blend:
+        denoised += " (but no single *b*=0 volume, which no other volume predicts)"
     noise = "given" if given_noise_map else "estimated from local eigenvalues [@gavish2014; @koay2006]"
-    blend = (
+    blended = (
         "The prediction was moved towards the measured value by as much as its expected error allows, and averaged "
-        "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error; "
-        f"{_fusion(method)}{_twicing(method)}a single *b*=0 volume, which no other volume predicts, was denoised "
-        f"without a prediction{_single_b0(method)}. "
-        if method.blend
-        else ""
+        "with overcomplete local principal components analysis [@manjon2013], whose share grows with that error"
     )
+    clauses = [blended, _fusion(method), _twicing(method), _single_b0(method)] if method.blend else []
+    blend = "; ".join(filter(None, clauses)) + ". " if clauses else ""
     return (
-        f"{b0} were denoised without a clean reference: each was predicted from all others by local principal "
+        f"{denoised} were denoised without a clean reference: each was predicted from all others by local principal "
         f"components that leave out the volume itself (in the manner of [@batson2019; @fadnavis2020]) and refined "
-        f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network trained "
-        f"{start} on this run (at most {method.max_steps} steps, {loss}). {blend}The noise level was "
-        f"{noise}. {bias}. "
+        f"by {_MODELS[method.model]} ({method.base_filters} base filters), a 3D convolutional network "
+        f"{training}. {blend}The noise level was {noise}. {bias}. "
         + (
             f"Left out was: {'; '.join(PARTS[part] for part in method.leave_out)}. "
             if method.leave_out
