@@ -103,13 +103,14 @@ def plan_slices(mask_xyz: NDArray[np.bool_], affine: NDArray, n_slices: int = 7)
     box = tuple(_span(area > 0, _MARGIN) for area in areas)
     indices = {}
     for plane, axis in _NORMAL.items():
-        # A mask may have crumbs far from the brain: they belong in the box, not in a slice of their own.
-        span = _span(areas[axis] > _LEAST_AREA * areas[axis].max())
-        indices[plane] = np.round(np.linspace(span.start, span.stop - 1, n_slices + 2)[1:-1]).astype(np.int64)
+        # A mask may have crumbs far from the brain, and gaps: they belong in the box, not in a slice of their own.
+        large = np.flatnonzero(areas[axis] > _LEAST_AREA * areas[axis].max())
+        wanted = np.round(np.linspace(large[0], large[-1], n_slices + 2)[1:-1])
+        indices[plane] = large[np.abs(large - wanted[:, None]).argmin(axis=1)]
     return SlicePlan(orientation, zooms, (box[0], box[1], box[2]), indices)
 
 
-def _span(inside: NDArray[np.bool_], margin: int = 0) -> slice:
+def _span(inside: NDArray[np.bool_], margin: int) -> slice:
     places = np.flatnonzero(inside)
     return slice(max(int(places[0]) - margin, 0), min(int(places[-1]) + 1 + margin, len(inside)))
 
