@@ -244,7 +244,11 @@ def test_the_methods_text_of_the_call_is_shown_without_what_could_run_or_load(tm
         ({"residual_edge_correlation": 0.09}, {}, "follows anatomy"),
         ({"mean_signal_b1000_before": 100.0, "mean_signal_b1000_after": 95.0}, {}, "b=1000 changed by -5.0%"),
         ({"edge_width_before": 2.0, "edge_width_after": 2.5}, {}, "Edges became wider"),
-        ({}, {"heldout_loss_end": 1.6}, "did not lower the error"),
+        (
+            {},
+            {"heldout_loss_end": 1.6},
+            "did not lower the error on held-out voxels: the initial weights were used",
+        ),
         ({}, {"warnings": ["the training diverged: …"]}, "diverged"),
         ({"fd_mean": 0.2, "fd_max": 1.4}, {}, "The head moved"),
         ({"fd_mean": 0.6, "fd_max": 0.9}, {}, "The head moved"),

@@ -104,8 +104,8 @@ def _training(record: RunRecord) -> list[Finding]:
     if end >= start:
         return [
             Finding(
-                "Training did not lower the error on held-out voxels: the prediction from the other volumes was "
-                "used as it was.",
+                "Training did not lower the error on held-out voxels: the initial weights were used (random ones "
+                "leave the prediction from the other volumes as it was).",
                 "nothing if it was close to 1 from the start; else try more --max-steps or another --learning-rate",
             )
         ]
