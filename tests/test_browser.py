@@ -212,6 +212,23 @@ def test_the_table_sorts_searches_and_is_downloaded(tab: Any, group_page: Path) 
     assert download.value.suggested_filename == "group_selection.csv"
 
 
+def test_rows_of_other_methods_carry_no_marks_of_the_own_one(tab: Any, group_page: Path) -> None:
+    text = group_page.read_text().replace('"outlier":false', '"outlier":true', 1)  # of the first run
+    group_page.write_text(text)
+    open_group(tab, group_page)
+    heads = tab.locator("#table-runs th").all_inner_texts()
+    places = [
+        next(i for i, head in enumerate(heads) if head.startswith(name)) for name in ("Warnings", "Robust")
+    ]
+    tab.locator("#search").fill("sub-01")
+    own, other = tab.locator("#table-runs tbody tr").all()
+    assert [own.locator("td").nth(i).inner_text() == "" for i in places] == [False, False]
+    assert [other.locator("td").nth(i).inner_text() for i in places] == ["", ""]
+    assert [row.get_attribute("class") or "" for row in (own, other)] == ["outlier", ""]
+    tab.locator("#search").fill("outlier")
+    assert tab.locator("#count-runs").inner_text() == "1 of 28 rows"
+
+
 def test_filters_hold_in_charts_statistics_and_table(tab: Any, group_page: Path) -> None:
     open_group(tab, group_page)
     points = "document.querySelectorAll('#chart-differences .points path.point').length"

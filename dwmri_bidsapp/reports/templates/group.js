@@ -220,13 +220,15 @@ function setUpGroup(data) {
 
   // The table: a row for each run and method. It is built from the data, 50 rows at a time: thousands would be slow.
   const hasEntities = ["session", "acquisition"].filter((name) => data.runs.some((run) => run[name]));
+  // Warnings, distance and mark are of the own method: other rows of the run have none.
+  const own = (row, name) => (data.methods[row.method] === "denoised" ? data.runs[row.run][name] : null);
   const columns = [
     { label: "Run", text: (r) => data.runs[r.run].label, link: (r) => data.runs[r.run].page },
     { label: "Method", text: (r) => data.methods[r.method] },
     ...hasEntities.map((name) => ({ label: name[0].toUpperCase() + name.slice(1), text: (r) => data.runs[r.run][name] })),
     { label: "Protocol", number: (r) => data.runs[r.run].protocol + 1, title: "1 is that of most runs" },
-    { label: "Warnings", number: (r) => data.runs[r.run].warnings },
-    ...(data.runs.some((run) => run.distance !== null) ? [{ label: "Robust distance", number: (r) => data.runs[r.run].distance }] : []),
+    { label: "Warnings", number: (r) => own(r, "warnings") },
+    ...(data.runs.some((run) => run.distance !== null) ? [{ label: "Robust distance", number: (r) => own(r, "distance") }] : []),
     ...data.columns.map((name) => {
       const m = index(name);
       return { label: data.measures[m].label, unit: data.measures[m].unit, title: data.measures[m].description, number: (r) => value(m, r.method, r.run) };
@@ -243,7 +245,7 @@ function setUpGroup(data) {
       if (!chosen.has(row.run)) return false;
       if (!words.length) return true;
       const run = data.runs[row.run];
-      const all = `${run.label} ${data.methods[row.method]} ${run.session} ${run.acquisition} ${run.outlier ? "outlier" : ""}`.toLowerCase();
+      const all = `${run.label} ${data.methods[row.method]} ${run.session} ${run.acquisition} ${own(row, "outlier") ? "outlier" : ""}`.toLowerCase();
       return words.every((word) => all.includes(word));
     });
     if (state.sort === null) return rows;
@@ -267,7 +269,7 @@ function setUpGroup(data) {
         const made = cell(row, column.link ? "" : text(column, entry), column.number ? "number" : "whole");
         if (column.link) made.append(Object.assign(document.createElement("a"), { href: column.link(entry), textContent: text(column, entry) }));
       });
-      if (data.runs[entry.run].outlier) row.className = "outlier";
+      if (own(entry, "outlier")) row.className = "outlier";
       return row;
     }));
     get("count-runs").textContent = `${rows.length} of ${everyRow.length} rows`;
