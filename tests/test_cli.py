@@ -148,6 +148,7 @@ def test_bad_arguments_leave_with_2(arguments: list[str]) -> None:
         (["--compare", "mppca", "dwidenoise"], "--derivatives dwidenoise=PATH"),
         (["--compare", "mppca", "mppca"], "one method twice"),
         (["--compare", "my-own", "-d", "my-own=."], "letters and digits"),
+        (["--compare", "acquired", "-d", "acquired=."], "--compare acquired: not a name for files"),
         (["--init", "pretrained", "--base-filters", "7"], "--init pretrained"),
         (["--participant-label", "99"], "01, 02, 03"),
         (["--work-dir", "BIDS/work"], "inside BIDS_DIR"),

@@ -29,6 +29,7 @@ _MEANINGS = {
 }
 """Settings that a switch changes."""
 
+_TAKEN_NAMES = ("acquired", "denoised", "brain", "training", "truth")
 _ONLY_COMMAND_LINE = ("bids_dir", "out_dir", "levels", "run_uuid")
 _METHOD_FIELDS = {field.name for field in dataclasses.fields(DenoiseOptions)}
 
@@ -133,7 +134,7 @@ def _check_compared(config: Config) -> None:
                 f"--derivatives {name}=PATH",
             )
         # It becomes the desc entity of the files.
-        if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in ("denoised", "brain", "training", "truth"):
+        if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in _TAKEN_NAMES:
             raise UsageError(f"--compare {name}: not a name for files", "use letters and digits, as in mppca")
     if len(set(config.compare)) < len(config.compare):
         raise UsageError(f"--compare {' '.join(config.compare)}: one method twice")
