@@ -240,14 +240,29 @@ def test_filters_hold_in_charts_statistics_and_table(tab: Any, group_page: Path)
     assert tab.locator("#table-statistics tbody tr td.number").first.inner_text() == "2"
     tab.select_option("#shell", "2000")
     assert tab.locator("#selected").inner_text() == "1 of 14 runs"
+    tab.locator("#search").fill("mppca")
     tab.get_by_role("button", name="Show all").click()
     assert tab.locator("#selected").inner_text() == "14 of 14 runs"
+    assert tab.locator("#count-runs").inner_text() == "28 of 28 rows"
     tab.select_option("#measure", "fa_mean")
     assert "Mean fractional anisotropy" in tab.locator("#measure-words").inner_text()
     tab.select_option("#reference", "denoised")
     assert "Difference to denoised" in tab.locator("#chart-differences").inner_text()
     assert "mppca minus denoised" in tab.locator("#chart-differences").get_attribute("aria-label")
+    tab.select_option("#measure", "b0_snr")  # −5, −2, 13, 14 … 22 and two sessions of the last two
+    assert "denoised, 14 runs, median 17.5" in tab.locator("#chart-values").get_attribute("aria-label")
     picture(tab, "group-methods")
+
+
+def test_tables_stand_without_the_chart_library(tab: Any, group_page: Path) -> None:
+    tab.add_init_script("delete window.DecompressionStream")  # as in browsers of before 2023
+    tab.goto(group_page.as_uri())
+    tab.wait_for_selector("#charts-missing", state="visible", timeout=10_000)
+    rows = tab.locator("#table-statistics tbody tr")
+    everything = rows.count()
+    assert everything > 0
+    tab.select_option("#reference", "denoised")
+    assert 0 < rows.count() < everything
 
 
 def test_points_and_rows_lead_to_the_run(tab: Any, group_page: Path) -> None:

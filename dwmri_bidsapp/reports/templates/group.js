@@ -14,6 +14,11 @@ function setUpGroup(data) {
   const index = (name) => data.measures.findIndex((measure) => measure.name === name);
   const value = (measure, method, run) => data.values[measure][method][run];
   const known = (list) => list.filter((x) => x !== null);
+  const median = (list) => {
+    const ordered = [...list].sort((x, y) => x - y);
+    const half = ordered.length / 2;
+    return (ordered[Math.ceil(half) - 1] + ordered[Math.floor(half)]) / 2;
+  };
   const show = (x) => {
     if (x === null || x === undefined) return "";
     const size = Math.abs(x);
@@ -96,8 +101,7 @@ function setUpGroup(data) {
     }).filter((trace) => trace.y.length);
     const unit = measure.unit ? ` (${measure.unit})` : "";
     plot("chart-values", traces, { title: { text: measure.label + unit, font: { size: 15 }, x: 0, xref: "paper" } });
-    get("chart-values").setAttribute("aria-label", `${measure.label}: ` + traces.map((t) => `${t.name}, ${t.y.length} runs, median ${
-      show([...t.y].sort((x, y) => x - y)[Math.floor(t.y.length / 2)])}`).join("; "));
+    get("chart-values").setAttribute("aria-label", `${measure.label}: ` + traces.map((t) => `${t.name}, ${t.y.length} runs, median ${show(median(t.y))}`).join("; "));
   }
 
   function differences(runs, m, a, b) {
@@ -145,8 +149,10 @@ function setUpGroup(data) {
     get("chart-differences").setAttribute("aria-label", words.join("; ") || "No differences");
   }
 
+  const comparedMethods = (found) => data.methods.filter((method) => found?.[`${state.reference}|${method}`]);
+
   function drawOverview(found) {
-    const methods = data.methods.filter((method) => found?.[`${state.reference}|${method}`]);
+    const methods = comparedMethods(found);
     const measures = data.measures.filter((m) => m.better && (!state.shell || !m.shell || m.shell === state.shell || m.shell === "0")
       && methods.some((method) => found[`${state.reference}|${method}`][m.name]?.[6] != null));
     const traces = methods.map((method, k) => {
@@ -169,7 +175,6 @@ function setUpGroup(data) {
       xaxis: { title: { text: `worse ← effect against ${state.reference} → better` }, range: [-EDGE - 0.2, EDGE + 0.2], zeroline: true, zerolinewidth: 2 },
       yaxis: { tickvals: measures.map((_, i) => i), ticktext: measures.map((m) => m.label), range: [measures.length - 0.4, -0.6], zeroline: false } });
     get("chart-overview").setAttribute("aria-label", measures.length ? "Effect sizes, the same numbers as in the table below" : "Too few participants for effect sizes");
-    fillStatistics(found, methods);
   }
 
   function cell(row, text, className, header) {
@@ -181,7 +186,8 @@ function setUpGroup(data) {
     return made;
   }
 
-  function fillStatistics(found, methods) {
+  function fillStatistics(found) {
+    const methods = comparedMethods(found);
     const rows = [];
     let last = "";
     data.measures.forEach((m) => methods.forEach((method) => {
@@ -214,7 +220,7 @@ function setUpGroup(data) {
       text: here.map((run) => data.runs[run].label), customdata: here.map((run) => data.runs[run].page), hovertemplate: "%{text}<br>%{y:.2f} of the limit<extra></extra>",
       marker: { size: 7, color: here.map((run) => (data.runs[run].outlier ? colours.bad : colours.after)),
                 symbol: here.map((run) => (data.runs[run].outlier ? "x" : "circle")) } }],
-    { xaxis: { title: { text: "run, in the order of the table" }, zeroline: false }, yaxis: { title: { text: "robust distance / limit" }, ...(most > 20 ? { type: "log" } : { rangemode: "tozero" }) },
+    { xaxis: { title: { text: "run, by label" }, zeroline: false }, yaxis: { title: { text: "robust distance / limit" }, ...(most > 20 ? { type: "log" } : { rangemode: "tozero" }) },
       shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { dash: "dash", color: colours.soft } }] });
   }
 
@@ -328,6 +334,7 @@ function setUpGroup(data) {
     get("selected").textContent = `${runs.length} of ${everyRun.length} runs`;
     get("measure-words").textContent = `${measure.label}: ${measure.description}` + (measure.ideal ? ` Good: ${measure.ideal}.` : "");
     drawCharts(runs);
+    fillStatistics(statistics());
     fillTable(runs);
   }
 
@@ -342,11 +349,13 @@ function setUpGroup(data) {
   get("measure").disabled = false;
   get("reset").addEventListener("click", () => {
     ["shell", "session", "acquisition"].forEach((id) => { state[id] = ""; get(id).value = ""; });
+    state.search = get("search").value = "";
+    state.page = 0;
     draw();
   });
   setUpTable();
   draw();
-  loadPlotly().then(() => drawCharts(selectedRuns()));
+  loadPlotly().then(() => drawCharts(selectedRuns()), () => { get("charts-missing").hidden = false; });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawCharts(selectedRuns()));
   const forPrint = (on) => { printing = on; drawCharts(selectedRuns()); };
   matchMedia("print").addEventListener("change", (event) => forPrint(event.matches));
