@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from report_helpers import make_arrays
 
 from dwmri_bidsapp.figures import charts, make_method_figures, make_run_figures
 from dwmri_bidsapp.figures.slices import plan_slices
+from dwmri_bidsapp.figures.statistics import RunStatistics
+from dwmri_bidsapp.gradients import Gradients
 from dwmri_bidsapp.metrics import fit_tensor
 
 
@@ -20,9 +23,12 @@ def test_the_carpet_begins_at_the_feet_of_images_that_begin_at_the_head_too(
     run, seen = make_arrays(), []
     height = np.arange(10.0)[::sign, None].astype(np.float32)  # of each slice above the feet
     chart = charts.carpet_chart
-    monkeypatch.setattr(
-        charts, "carpet_chart", lambda found, *rest: seen.append(found) or chart(found, *rest)
-    )
+
+    def noted(found: RunStatistics, gradients: Gradients) -> Figure:
+        seen.append(found)
+        return chart(found, gradients)
+
+    monkeypatch.setattr(charts, "carpet_chart", noted)
     make_run_figures(
         run.noisy * 0 + height, run.noisy * 0, run.sigma, run.mask, run.gradients,
         np.diag([sign * 2.0, sign * 2.0, sign * 2.0, 1.0]), out_dir=tmp_path, prefix="sub-01",
