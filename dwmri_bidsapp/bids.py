@@ -7,6 +7,7 @@ nobody waits for the 1,000 other participants. Nothing is ever written to the da
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,28 @@ def check_dataset(config: Config) -> None:
 def participants_of(folder: Path) -> list[str]:
     """Return the labels of the ``sub-*`` folders, sorted."""
     return sorted(path.name[4:] for path in folder.glob("sub-*") if path.is_dir())
+
+
+def files_below(folder: Path, within: tuple[str, ...] = ()) -> list[Path]:
+    """Return the files in a folder and below it; links to folders are followed, names with a dot in front left out.
+
+    ``within`` is for the function itself: the real folders it is in, against links that lead back into one.
+    """
+    real = os.path.realpath(folder)
+    if real in within or not folder.is_dir():
+        return []
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        LOGGER.warning("%s: no permission to read this folder: passed over", folder)
+        return []
+    found: list[Path] = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        below = folder / entry.name
+        found += files_below(below, (*within, real)) if entry.is_dir() else [below]
+    return found
 
 
 def select_participants(config: Config) -> list[str]:
@@ -448,7 +471,9 @@ def _derivative(
     for name, folder in config.derivatives.items():
         if name == "truth" or (only and name != only):
             continue
-        for path in sorted((folder / f"sub-{image.entities['subject']}").glob(f"**/dwi/*_{suffix}.nii*")):
+        for path in files_below(folder / f"sub-{image.entities['subject']}"):
+            if not path.match(f"dwi/*_{suffix}.nii*"):
+                continue
             labels = dict(part.split("-", 1) for part in path.name.split("_")[:-1] if "-" in part)
             own = {key: label for key, label in labels.items() if key in PREFIXES.values()}
             if (

@@ -6,8 +6,6 @@ A pipeline such as QSIPrep takes it as its input. The derivatives themselves (ma
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -17,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .bids import B0Series, DwiRun
+from .bids import B0Series, DwiRun, files_below
 from .config import PACKAGE
 from .derivatives import atomic_write, dataset_description_of_raw
 from .errors import InputOutputError
@@ -118,13 +116,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy_others(bids_dir: Path, out_dir: Path, subject_dir: Path) -> None:
-    lost = [path for path in sorted(subject_dir.rglob("*")) if path.is_symlink() and not path.exists()]
+    files = files_below(subject_dir)
+    lost = [path for path in files if path.is_symlink() and not path.exists()]
     if lost:
         LOGGER.warning(
             "not in the raw dataset: %d files of %s, links to what is not there, such as %s (datalad get)",
             len(lost), subject_dir.name, lost[0],
         )  # fmt: skip
-    for source in sorted(path for path in subject_dir.rglob("*") if path.is_file()):
+    for source in (path for path in files if path.is_file()):
         target = out_dir / source.relative_to(bids_dir)
         # DWI series are written, or left out on purpose; sbref and the like are copied.
         is_series = source.name.partition(".")[0].endswith("_dwi")
@@ -132,6 +131,10 @@ def _copy_others(bids_dir: Path, out_dir: Path, subject_dir: Path) -> None:
             continue
         if source.name.endswith("_scans.tsv"):
             atomic_write(target, _scans_that_exist(source, target))
+        elif source.suffix == ".json" and (
+            sidecar := _with_names_in_target(source, out_dir / subject_dir.name)
+        ):
+            atomic_write(target, sidecar)
         else:
             _copy(source, target)
 
@@ -151,10 +154,33 @@ def _copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _with_names_in_target(source: Path, subject_dir: Path) -> str:
+    """Return a sidecar that is intended for uncompressed series which were denoised; nothing for any other."""
+    try:
+        content = json.loads(_read_text(source))
+    except ValueError:
+        return ""
+    intended = content.get("IntendedFor") if isinstance(content, dict) else None
+    names = intended if isinstance(intended, list) else [intended]
+    renamed = [_compressed(name, subject_dir) if isinstance(name, str) else name for name in names]
+    if renamed == names:
+        return ""
+    content["IntendedFor"] = renamed if isinstance(intended, list) else renamed[0]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _compressed(name: str, subject_dir: Path) -> str:
+    """What ``IntendedFor`` has to call a series: by its place in the dataset (``bids::``) or in the participant."""
+    inside = name.removeprefix("bids::")
+    folder = subject_dir if inside == name else subject_dir.parent
+    other = inside.endswith("_dwi.nii") and _name_in_target(folder, folder, inside) == f"{inside}.gz"
+    return f"{name}.gz" if other else name
+
+
 def _scans_that_exist(source: Path, target: Path) -> str:
     """Return a scans table without the rows of files that are left out."""
     text = _read_text(source)
-    rows = list(csv.reader(text.splitlines(), delimiter="\t"))
+    rows = [line.split("\t") for line in text.split("\n") if line.strip()]
     place = rows[0].index("filename") if rows and "filename" in rows[0] else None
     if place is None:
         return text
@@ -163,9 +189,7 @@ def _scans_that_exist(source: Path, target: Path) -> str:
         name = _name_in_target(source.parent, target.parent, row[place]) if len(row) > place else ""
         if name:
             present.append([*row[:place], name, *row[place + 1 :]])
-    table = io.StringIO()
-    csv.writer(table, delimiter="\t", lineterminator="\n").writerows(present)
-    return table.getvalue()
+    return "".join("\t".join(row) + "\n" for row in present)
 
 
 def _name_in_target(source_dir: Path, target_dir: Path, name: str) -> str:
@@ -199,12 +223,12 @@ def _write_root(bids_dir: Path, out_dir: Path) -> None:
 
 
 def _participants_that_exist(source: Path, out_dir: Path) -> str:
-    lines = _read_text(source).splitlines()
-    if not lines:
+    rows = [line.split("\t") for line in _read_text(source).split("\n") if line.strip()]
+    if not rows:
         return ""
-    column = lines[0].split("\t").index("participant_id") if "participant_id" in lines[0].split("\t") else 0
-    kept = [line for line in lines[1:] if (out_dir / line.split("\t")[column]).is_dir() and line.strip()]
-    return "\n".join([lines[0], *kept]) + "\n"
+    column = rows[0].index("participant_id") if "participant_id" in rows[0] else 0
+    kept = [row for row in rows[1:] if len(row) > column and (out_dir / row[column]).is_dir()]
+    return "".join("\t".join(row) + "\n" for row in (rows[0], *kept))
 
 
 def _readme(bids_dir: Path) -> str:

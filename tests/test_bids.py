@@ -371,6 +371,15 @@ def test_masks_and_noise_maps_of_derivatives(tmp_path: Path) -> None:
     assert {problem.subject for problem in problems} == {"01"}
 
 
+def test_a_mask_behind_a_link_to_a_folder_is_found(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "d", "sub-01/ses-1/dwi/sub-01_ses-1_dwi")
+    store = make_dataset(tmp_path / "store", "dwi/sub-01_ses-1_desc-brain_mask.nii.gz")
+    (tmp_path / "deriv/sub-01").mkdir(parents=True)
+    (tmp_path / "deriv/sub-01/ses-1").symlink_to(store)
+    mask = tmp_path / "deriv/sub-01/ses-1/dwi/sub-01_ses-1_desc-brain_mask.nii.gz"
+    assert only_run(root, derivatives={"x": tmp_path / "deriv"}).mask == mask
+
+
 def test_mask_and_noise_map_files_are_for_one_run(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi", "sub-02/dwi/sub-02_dwi")
     mask = tmp_path / "mask.nii.gz"

@@ -176,6 +176,59 @@ def test_files_as_studies_have_them(out_dir: Path, bids_dir: Path, caplog: pytes
     assert "sub-01_ses-a_T2w.nii.gz" in caplog.text
 
 
+def test_links_to_folders_are_followed_and_hidden_folders_are_left_out(
+    out_dir: Path, bids_dir: Path, tmp_path: Path
+) -> None:
+    store = image(tmp_path / "store/sub-01_ses-b_magnitude1.nii.gz").parent
+    (store / "back").symlink_to(store)  # a loop
+    (bids_dir / "sub-01/ses-b").mkdir()
+    for name in ("fmap", "extra"):
+        (bids_dir / "sub-01/ses-b" / name).symlink_to(store)
+    (bids_dir / "sub-01/.git").mkdir()
+    (bids_dir / "sub-01/.git/config").write_text("[remote]\n")
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)])
+    for name in ("fmap", "extra"):
+        assert [path.name for path in (out_dir / "sub-01/ses-b" / name).iterdir()] == [
+            "sub-01_ses-b_magnitude1.nii.gz"
+        ]
+    assert not (out_dir / "sub-01/.git").exists()
+
+
+@pytest.mark.parametrize(
+    ("intended", "expected"),
+    [
+        ("ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii", "ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii.gz"),
+        (
+            ["bids::sub-01/ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii", "ses-a/func/sub-01_ses-a_bold.nii"],
+            ["bids::sub-01/ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii.gz", "ses-a/func/sub-01_ses-a_bold.nii"],
+        ),
+        (["ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii.gz"], None),
+    ],
+)
+def test_fieldmaps_are_intended_for_the_compressed_series(
+    out_dir: Path, bids_dir: Path, intended: str | list[str], expected: str | list[str] | None
+) -> None:
+    sidecar = bids_dir / "sub-01/ses-a/fmap/sub-01_ses-a_phasediff.json"
+    sidecar.parent.mkdir()
+    sidecar.write_text(json.dumps({"Site": "Zürich", "IntendedFor": intended}, indent=1))
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)])
+    copied = out_dir / sidecar.relative_to(bids_dir)
+    if expected is None:
+        assert copied.read_bytes() == sidecar.read_bytes()
+    else:
+        assert json.loads(copied.read_text()) == {"Site": "Zürich", "IntendedFor": expected}
+
+
+def test_tables_know_no_quotes_and_may_have_blank_lines(out_dir: Path, bids_dir: Path) -> None:
+    scans = bids_dir / "sub-01/ses-a/sub-01_ses-a_scans.tsv"
+    row = 'anat/sub-01_ses-a_T1w.nii.gz\t"coil 12" long'
+    scans.write_text(f"filename\tnote\n{row}\nanat/sub-01_ses-a_T1w.json\tn/a\n")
+    (bids_dir / "participants.tsv").write_text("age\tparticipant_id\n30\tsub-01\n31\tsub-02\n\n")
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)])
+    assert (out_dir / scans.relative_to(bids_dir)).read_text() == scans.read_text()
+    assert (out_dir / "participants.tsv").read_text() == "age\tparticipant_id\n30\tsub-01\n"
+
+
 def test_the_two_layouts_do_not_mix(out_dir: Path) -> None:
     check_out_dir(out_dir, "raw")
     with pytest.raises(UsageError, match="other layout"):

@@ -10,7 +10,16 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..bids import DwiRun, Found, UnusableImage, find_runs, label_of, participants_of, select_participants
+from ..bids import (
+    DwiRun,
+    Found,
+    UnusableImage,
+    files_below,
+    find_runs,
+    label_of,
+    participants_of,
+    select_participants,
+)
 from ..config import PACKAGE, Config, check_paths
 from ..derivatives import (
     check_out_dir,
@@ -177,8 +186,8 @@ def _write_records(
     for subject in subjects:
         own = [failure for failure in failures if failure.subject == subject]
         write_provenance(config, subject, {**used, "failures": [failure.message for failure in own]})
-        images = (config.bids_dir / f"sub-{subject}").glob("**/dwi/*_dwi.nii*")
-        others = {label_of(image) for image in images} - looked_at
+        files = files_below(config.bids_dir / f"sub-{subject}")
+        others = {label_of(path) for path in files if path.match("dwi/*_dwi.nii*")} - looked_at
         write_subject_report(config.out_dir, subject, problems=own, others=others)
 
 
