@@ -148,9 +148,11 @@ class _Progress:
 
 def _error_of(run: DwiRun, folder: Path, config: Config, stopped: Exception | None) -> DwmriError:
     """Return the first error of a run that did not reach its end."""
-    files = sorted(folder.rglob(ERROR_FILE), key=lambda path: path.stat().st_mtime)
-    if files:
-        error = read_error(files[0])
+    for file in sorted(folder.rglob(ERROR_FILE), key=lambda path: path.stat().st_mtime):
+        try:
+            error = read_error(file)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a full disk cut it off: the crash file tells the same
         if run.label in error.message:
             return error
         return type(error)(f"{run.dwi}: {error.message}", error.hint)

@@ -75,11 +75,14 @@ def as_dwmri_error(error: BaseException) -> DwmriError:
 
 
 def write_error(error: DwmriError, folder: Path) -> None:
-    """Write an error for :func:`read_error`; a full disk must not hide the error itself."""
+    """Write an error for :func:`read_error`; a full disk must not hide the error itself, nor keep a part of it."""
     record = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-    with contextlib.suppress(OSError):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, folder / ERROR_FILE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            (folder / ERROR_FILE).unlink(missing_ok=True)
 
 
 def read_error(path: Path) -> DwmriError:
