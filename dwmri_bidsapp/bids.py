@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,9 @@ def find_runs(config: Config) -> Found:
             b0_series += passed_by
         else:
             problems += [_nothing_to_denoise(series) for series in passed_by]
+    n_named = Counter(run.label for run in runs)
+    problems += [_named_twice(run) for run in runs if n_named[run.label] > 1]
+    runs = [run for run in runs if n_named[run.label] == 1]
     if not runs and not problems:
         raise BadDataError(
             f"{config.bids_dir}: no DWI image found in any participant that the options select",
@@ -384,6 +388,14 @@ def _n_volumes(path: Path) -> int:
     except IMAGE_ERRORS:
         return 0
     return int(shape[3]) if len(shape) == 4 else 1
+
+
+def _named_twice(run: DwiRun) -> UnusableImage:
+    return UnusableImage(
+        f"{run.dwi}: another image has the same file name, by which the outputs are told apart",
+        "rename one, with ses-<label> or run-<index> for example",
+        subject=run.subject,
+    )
 
 
 def _nothing_to_denoise(series: B0Series) -> UnusableImage:

@@ -290,6 +290,16 @@ def test_names_that_the_outputs_cannot_tell_apart_are_refused(tmp_path: Path) ->
     assert ["echo in the name" in problem.message for problem in found.problems] == [True, True]
 
 
+def test_images_of_one_file_name_are_refused_by_name(tmp_path: Path) -> None:
+    names = "sub-01/ses-1/dwi/sub-01_dwi", "sub-01/ses-2/dwi/sub-01_dwi", "sub-02/dwi/sub-02_dwi"
+    root = make_dataset(tmp_path / "d", *names)
+    found = find_runs(config_for(root, skip_bids_validation=True))
+    assert [run.label for run in found.runs] == ["sub-02"]
+    assert [problem.subject for problem in found.problems] == ["01", "01"]
+    assert str(root / "sub-01/ses-2/dwi/sub-01_dwi.nii.gz") in found.problems[1].message
+    assert "ses-" in found.problems[1].hint
+
+
 def test_a_database_made_by_another_path_to_the_dataset(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi")
     link = tmp_path / "link"
