@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.denoising import Denoised
 from dwmri_bidsapp.gpus import too_small, visible_gpu_memory
 from dwmri_bidsapp.interfaces import DenoiseRun
+from dwmri_bidsapp.interfaces.denoising import gpu_slot
 from dwmri_bidsapp.simulation import make_protocol
 from dwmri_bidsapp.simulation.dataset import write_bids_dataset
 
@@ -134,3 +138,24 @@ def test_every_run_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert times[1][0] < times[0][1], "the two GPUs must work at the same time"
     (log,) = (tmp_path / "out/logs").rglob("dwmri-bidsapp.log")
     assert "may need 1.5 GB, and GPU 0 has 0.0 GB" in log.read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_gpus_are_given_once_each_where_the_work_folder_knows_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    work, temporary = tmp_path / "work", tmp_path / "tmp"
+    temporary.mkdir()
+    flock = fcntl.flock
+
+    def without_locks(stream: Any, operation: int) -> None:
+        if Path(stream.name).is_relative_to(work):
+            raise OSError(number, os.strerror(number))
+        flock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with gpu_slot([0, 2], work / "a/host") as first, gpu_slot([0, 2], work / "a/host") as second:
+        assert (first, second) == ("cuda:0", "cuda:2")
+        with gpu_slot([0], work / "b/host") as of_another_call:
+            assert of_another_call == "cuda:0"

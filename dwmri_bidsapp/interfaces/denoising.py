@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,7 +131,7 @@ def gpu_slot(gpu_ids: list[int], lock_dir: Path) -> Iterator[str]:
     str
         Such as ``"cuda:1"``.
     """
-    lock_dir.mkdir(parents=True, exist_ok=True)
+    lock_dir = _with_locks(lock_dir)
     with contextlib.ExitStack() as locks:
         streams = {gpu: locks.enter_context(open(lock_dir / f"cuda-{gpu}.lock", "w")) for gpu in gpu_ids}
         while True:
@@ -142,3 +143,16 @@ def gpu_slot(gpu_ids: list[int], lock_dir: Path) -> Iterator[str]:
                 yield f"cuda:{gpu}"
                 return
             time.sleep(0.2)
+
+
+def _with_locks(folder: Path) -> Path:
+    """Make the folder, or one of its name for temporary files where its file system (Lustre, NFS) knows no locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(folder / "try.lock", "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        # The devices are those of this machine, and so may the locks be.
+        folder = Path(tempfile.gettempdir()) / f"dwmri-bidsapp-{folder.parent.name}-{folder.name}"
+        folder.mkdir(exist_ok=True)
+    return folder
