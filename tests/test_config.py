@@ -129,6 +129,11 @@ def test_a_network_that_no_weights_come_with_starts_from_nothing() -> None:
     assert configure("--base-filters", "8", "--max-steps", "5").method == DenoiseOptions(
         init="random", base_filters=8, max_steps=5
     )
+    pretrained = DenoiseOptions()
+    chosen = ["--max-steps", str(pretrained.max_steps), "--learning-rate", str(pretrained.learning_rate)]
+    assert configure("--model", "denoiser", *chosen).method == dataclasses.replace(
+        pretrained, init="random", model="denoiser"
+    )
 
 
 def test_a_network_without_a_part_starts_from_nothing() -> None:

@@ -64,7 +64,7 @@ def make_config(namespace: argparse.Namespace) -> Config:
         chosen = {"init": "random"} | chosen
     method = DenoiseOptions(**chosen)
     if "init" not in chosen and not weights_file(method).is_file():
-        method = method.from_nothing()  # a network that no weights come with
+        method = DenoiseOptions(**{"init": "random"} | chosen)  # a network that no weights come with
     config = Config(**values, method=method)
     _check(config)
     return config
