@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import BUILT_IN_METHODS, Config
-from .errors import BadDataError, InputOutputError, UsageError
+from .errors import BadDataError, UsageError
 from .filters import PREFIXES, matches, read_filters, read_json
 from .gradients import are_of_one_image, holds_b0_only
 from .images import IMAGE_ERRORS
+from .indexing import database_layout, make_layout
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -161,7 +162,9 @@ def find_runs(config: Config) -> Found:
     for participant, files in _index(config, select_participants(config)).items():
         images = [file for file in files if _is_magnitude_image(file)]
         selected = [file for file in images if matches(file.entities, filters)]
-        if not selected:
+        if config.bids_database_dir and _is_missing(config.bids_dir / f"sub-{participant}", files):
+            problems.append(_newer_than_database(config, participant))
+        elif not selected:
             nothing = _nothing_selected(config.bids_dir, participant, images, filters)
             LOGGER.info("%s", nothing)
             if participant in config.participant_label:
@@ -265,9 +268,9 @@ def _index(config: Config, participants: Sequence[str]) -> dict[str, list[_File]
         labels = "|".join(map(re.escape, participants)) if config.participant_label else "[^/]+"
         name = r"(?:[^/]*_)?dwi\.[^/]*"
         wanted = rf"{name}|sub-(?:{labels})(?:/ses-[^/]+)?(?:/dwi(?:/{name})?|/{name})?"
-        layout = _layout(config.bids_dir, ignore=re.compile(rf"^/(?!(?:{wanted})$)"))
+        layout = make_layout(config.bids_dir, ignore=re.compile(rf"^/(?!(?:{wanted})$)"))
     else:
-        layout = _database_layout(config.bids_dir, config.bids_database_dir)
+        layout = database_layout(config.bids_dir, config.bids_database_dir)
     files = _dwi_files(config.bids_dir, layout)
     shared = [file for file in files if "subject" not in file.entities]
     index = {participant: list(shared) for participant in participants}
@@ -275,33 +278,6 @@ def _index(config: Config, participants: Sequence[str]) -> dict[str, list[_File]
         if file.entities.get("subject") in index:
             index[file.entities["subject"]].append(file)
     return index
-
-
-def _database_layout(bids_dir: Path, folder: Path) -> BIDSLayout:
-    """Open the database in a folder, or make it of the DWI files of all participants."""
-    if folder.resolve().is_relative_to(bids_dir.resolve()):
-        raise UsageError(f"--bids-database-dir {folder} lies inside BIDS_DIR, which is only read")
-    other = re.compile(r"^/(?!sub-)[^/]+/|/(?!dwi$)[a-z]+$")  # any data type but dwi
-    layout = _layout(bids_dir, ignore=other, database_path=folder)
-    if Path(layout.root).resolve() != bids_dir.resolve():
-        raise UsageError(
-            f"--bids-database-dir {folder} was made of another dataset: {layout.root}",
-            "give an empty folder, or the right one",
-        )
-    return layout
-
-
-def _layout(bids_dir: Path, *, ignore: re.Pattern[str], database_path: Path | None = None) -> BIDSLayout:
-    from bids import BIDSLayout
-    from bids.layout import BIDSLayoutIndexer
-
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
-    try:
-        return BIDSLayout(
-            bids_dir, validate=False, derivatives=False, database_path=database_path, indexer=indexer
-        )
-    except OSError as error:
-        raise InputOutputError(f"{bids_dir}: cannot be indexed: {error}") from error
 
 
 def _dwi_files(bids_dir: Path, layout: BIDSLayout) -> list[_File]:
@@ -388,6 +364,22 @@ def _n_volumes(path: Path) -> int:
     except IMAGE_ERRORS:
         return 0
     return int(shape[3]) if len(shape) == 4 else 1
+
+
+def _is_missing(folder: Path, files: Sequence[_File]) -> bool:
+    """Tell whether none of a participant's images is among the files that a database knows."""
+    if any("subject" in file.entities for file in files):
+        return False
+    return any(path.match("dwi/*_dwi.nii*") for path in files_below(folder))
+
+
+def _newer_than_database(config: Config, subject: str) -> UnusableImage:
+    return UnusableImage(
+        f"{config.bids_dir / f'sub-{subject}'}: --bids-database-dir {config.bids_database_dir} is older than this "
+        "participant",
+        "remove that folder",
+        subject=subject,
+    )
 
 
 def _named_twice(run: DwiRun) -> UnusableImage:

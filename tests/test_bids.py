@@ -300,6 +300,35 @@ def test_images_of_one_file_name_are_refused_by_name(tmp_path: Path) -> None:
     assert "ses-" in found.problems[1].hint
 
 
+def test_an_interrupted_database_is_none(
+    skeleton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bids.layout import BIDSLayoutIndexer
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    database = tmp_path / "database"
+    with monkeypatch.context() as patch:
+        patch.setattr(BIDSLayoutIndexer, "__call__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            find_runs(config_for(skeleton, bids_database_dir=database))
+    assert labels(skeleton, bids_database_dir=database) == labels(skeleton)
+    assert [path.name for path in tmp_path.iterdir()] == ["database"]
+
+
+def test_a_participant_that_the_database_does_not_know(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi")
+    database = tmp_path / "database"
+    assert labels(root, bids_database_dir=database) == ["sub-01"]
+    make_dataset(root, "sub-02/dwi/sub-02_dwi", "sub-03/anat/sub-03_T1w.nii.gz")
+    found = find_runs(config_for(root, bids_database_dir=database))
+    assert [run.label for run in found.runs] == ["sub-01"]
+    (problem,) = found.problems
+    assert "sub-02: --bids-database-dir" in problem.message and "older" in problem.message
+    assert problem.hint == "remove that folder"
+
+
 def test_a_database_made_by_another_path_to_the_dataset(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi")
     link = tmp_path / "link"
