@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import Config
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
@@ -30,14 +31,28 @@ def available_cpus() -> int:
 
 
 def available_memory_mb() -> int:
-    """Return 90% of the memory that this process may use, in MB: a container's limit included."""
+    """Return 90% of the memory that this process may use, in MB: a container's or a job's limit included."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit_file in ("memory.max", "memory/memory.limit_in_bytes"):
+    for limit_file in _memory_limits():
         try:
-            total = min(total, int((CGROUP / limit_file).read_text()))
+            total = min(total, int(limit_file.read_text()))
         except (OSError, ValueError):  # no such cgroup, or the limit reads "max"
             continue
     return int(0.9 * total / 1e6)
+
+
+def _memory_limits() -> list[Path]:
+    """Where the limits of this process's cgroup and of those around it may be, in both versions of cgroups."""
+    top_v1 = CGROUP / "memory"
+    files = [CGROUP / "memory.max", top_v1 / "memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top, name = (top_v1, "memory.limit_in_bytes") if controllers else (CGROUP, "memory.max")
+                own = top / path.lstrip("/")
+                files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return files
 
 
 class PeakMemory:

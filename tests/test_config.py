@@ -303,6 +303,26 @@ def test_container_limits_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_memory_mb() == 1800
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "name"),
+    [
+        ("0::/slurm/job_1/step_0", "slurm/job_1", "memory.max"),
+        ("9:memory:/slurm/uid_5/job_1/step_0", "memory/slurm/uid_5/job_1", "memory.limit_in_bytes"),
+    ],
+)
+def test_the_memory_of_a_job_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, folder: str, name: str
+) -> None:
+    """The limit stands at the job, and the process is in a step of it."""
+    (tmp_path / "own").write_text(f"12:cpuset:/\n{line}\n")
+    monkeypatch.setattr("dwmri_bidsapp.machine.CGROUP", tmp_path)
+    monkeypatch.setattr("dwmri_bidsapp.machine.OWN_CGROUP", tmp_path / "own")
+    (tmp_path / folder / "step_0").mkdir(parents=True)
+    (tmp_path / folder / "step_0" / name).write_text("max\n")
+    (tmp_path / folder / name).write_text("2000000000\n")
+    assert available_memory_mb() == 1800
+
+
 def test_peak_memory_sees_the_processes_below() -> None:
     held_mb = 300
     with PeakMemory(interval_s=0.02) as alone:
