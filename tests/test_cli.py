@@ -361,6 +361,22 @@ def test_messages_are_kept_in_the_log(bids_dir: Path, workflows: FakeWorkflows) 
     assert "to denoise: 1 of 1 participants, on cpu" in log.read_text()
 
 
+def test_what_the_search_for_runs_says_is_kept_in_the_log(
+    bids_dir: Path, workflows: FakeWorkflows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bids_dir / "sub-04/anat").mkdir(parents=True)
+    assert call(bids_dir) == 0
+    (log,) = (bids_dir.parent / "out/logs").glob("*/dwmri-bidsapp.log")
+    assert log.read_text().count("sub-04: no DWI magnitude image") == 1
+    assert "sub-04: no DWI magnitude image" in capsys.readouterr().err
+
+
+def test_a_group_of_nothing_makes_no_folder(bids_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(bids_dir, "group") == 65
+    assert "no such folder" in last_line(capsys)
+    assert not (bids_dir.parent / "out").exists()
+
+
 def test_clean_workdir_removes_what_succeeded(bids_dir: Path, workflows: FakeWorkflows) -> None:
     workflows.errors["sub-02"] = ("bad", 65)
     folders = {s: bids_dir.parent / "work" / "dwmri_wf" / f"sub_{s}_wf" for s in ("01", "02")}

@@ -31,7 +31,7 @@ from ..derivatives import (
 from ..errors import BadDataError, DwmriError, RunFailed
 from ..machine import PeakMemory, resolve_device, set_environment
 from ..raw_layout import DERIVATIVES, write_raw_dataset
-from .logs import logging_to
+from .logs import logging_shown
 
 LOGGER = logging.getLogger(__name__)
 
@@ -94,16 +94,22 @@ def run_levels(config: Config) -> int:
         from .dry_run import dry_run
 
         return dry_run(config)
+    denoising = "participant" in config.levels and not config.reports_only
+    if not denoising and not config.out_dir.is_dir():
+        raise BadDataError(
+            f"{config.out_dir}: no earlier results: no such folder",
+            "check the path, or run the participant level",
+        )
     set_environment(config)
     summary = Summary()
-    denoising = "participant" in config.levels and not config.reports_only
-    # Before anything is written: most mistakes show here.
-    found = find_runs(config) if denoising else Found([], [], [])
-    runs, problems, b0_series = found
-    config = resolve_device(config) if denoising and not config.boilerplate_only else config
-    subjects = sorted({run.subject for run in runs} | {problem.subject for problem in problems})
-    log_dir = config.log_dir(subjects[0] if len(subjects) == 1 else None)
-    with logging_to(log_dir / f"{PACKAGE}.log", config.verbose):
+    with logging_shown(config.verbose) as write_log_to:
+        # Before anything is written: most mistakes show here.
+        found = find_runs(config) if denoising else Found([], [], [])
+        runs, problems, b0_series = found
+        config = resolve_device(config) if denoising and not config.boilerplate_only else config
+        subjects = sorted({run.subject for run in runs} | {problem.subject for problem in problems})
+        log_dir = config.log_dir(subjects[0] if len(subjects) == 1 else None)
+        write_log_to(log_dir / f"{PACKAGE}.log")
         if denoising and config.boilerplate_only:
             _write_methods(config, runs, problems, summary)
             return _end(config, summary)

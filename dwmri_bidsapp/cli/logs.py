@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,19 +17,28 @@ _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
-def logging_to(log_file: Path, verbose: int) -> Iterator[None]:
-    """Show messages on stderr, and write them to a file, until the block ends.
+def logging_shown(verbose: int) -> Iterator[Callable[[Path], None]]:
+    """Show messages on stderr until the block ends, and write them to a file once there is one.
 
     Parameters
     ----------
-    log_file
-        File to append to; its folder is made.
     verbose
         0: our own progress; 1: the workflow engine's too, and warnings; 2: debugging.
+
+    Yields
+    ------
+    callable
+        Takes the file to append to, earlier messages included; its folder is made.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(log_file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter(_FILE_FORMAT))
+    to_file = logging.handlers.MemoryHandler(0)  # keeps messages until it has a target
+
+    def write_to(log_file: Path) -> None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        target = logging.FileHandler(log_file, encoding="utf-8")
+        target.setFormatter(logging.Formatter(_FILE_FORMAT))
+        to_file.setTarget(target)
+        to_file.flush()
+
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(logging.Formatter("%(message)s" if verbose == 0 else _FILE_FORMAT))
     to_terminal.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
@@ -44,7 +54,7 @@ def logging_to(log_file: Path, verbose: int) -> Iterator[None]:
             logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
             logger.propagate = False
         try:
-            yield
+            yield write_to
         finally:
             logging.captureWarnings(False)
             for logger, (level, propagate) in zip(loggers, before, strict=True):
@@ -52,4 +62,7 @@ def logging_to(log_file: Path, verbose: int) -> Iterator[None]:
                 logger.removeHandler(to_terminal)
                 logger.setLevel(level)
                 logger.propagate = propagate
+            target = to_file.target
             to_file.close()
+            if target is not None:
+                target.close()
