@@ -77,10 +77,18 @@ def _same_label(label: str | None, wanted: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; any failure is a BadDataError that names the file."""
+    """Read a JSON object; any failure is a BadDataError that names the file.
+
+    What converters leave is read too: a byte order mark, Latin-1, and NaN, which becomes null.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = path.read_bytes()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        content = json.loads(text, parse_constant=lambda _: None)
+    except (OSError, json.JSONDecodeError) as error:
         raise BadDataError(f"{path}: not a readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise BadDataError(f"{path}: expected a JSON object, found {type(content).__name__}")

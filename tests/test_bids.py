@@ -282,6 +282,20 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'\xef\xbb\xbf{"EchoTime": 0.1}', {"EchoTime": 0.1}),
+        (b'{"InstitutionName": "Universit\xe9"}', {"InstitutionName": "Universit\xe9"}),
+        (b'{"EchoTime": NaN, "List": [1, -Infinity]}', {"EchoTime": None, "List": [1, None]}),
+    ],
+)
+def test_sidecars_as_converters_leave_them(tmp_path: Path, content: bytes, expected: dict[str, Any]) -> None:
+    root = make_dataset(tmp_path / "d", "sub-01/dwi/sub-01_dwi")
+    (root / "sub-01/dwi/sub-01_dwi.json").write_bytes(content)
+    assert only_run(root).metadata == expected
+
+
 def test_names_that_the_outputs_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     names = "sub-01/dwi/sub-01_echo-1_dwi", "sub-01/dwi/sub-01_echo-2_dwi", "sub-01/dwi/sub-01_acq-x_dwi"
     root = make_dataset(tmp_path / "d", *names)
