@@ -439,6 +439,21 @@ def test_boilerplate_only_in_an_untouched_home(bids_dir: Path, tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs"]
 
 
+def test_subcommands_let_matplotlib_keep_its_cache_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def benchmark(_: list[str]) -> int:
+        seen.append(Path(os.environ["MPLCONFIGDIR"]))
+        assert seen[0].is_dir()
+        return 0
+
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    monkeypatch.setattr("dwmri_bidsapp.cli.benchmark.benchmark", benchmark)
+    assert main(["benchmark"]) == 0
+    assert not seen[0].exists()
+    assert "MPLCONFIGDIR" not in os.environ
+
+
 def test_simulate_writes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "simulated"
     arguments = [

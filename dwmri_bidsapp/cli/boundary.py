@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -16,6 +18,7 @@ from ..stopping import Stopped, signals_stop
 
 INTERRUPTED = 130
 _PROGRAM = "dwmri-bidsapp"
+_SUBCOMMANDS = ("demo", "simulate", "benchmark", "train-weights")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -61,18 +64,9 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
         print(f"{_PROGRAM} {__version__}")
         return 0
     command = arguments[0] if arguments else ""
-    if command in ("demo", "simulate"):
-        from .demo import run_subcommand
-
-        return run_subcommand(command, arguments[1:])
-    if command == "benchmark":
-        from .benchmark import benchmark
-
-        return benchmark(arguments[1:])
-    if command == "train-weights":
-        from .train_weights import train_weights_command
-
-        return train_weights_command(arguments[1:])
+    if command in _SUBCOMMANDS:
+        with _cache_elsewhere():
+            return _run_subcommand(command, arguments[1:])
     from .options import make_config
     from .parser import build_parser
 
@@ -81,6 +75,34 @@ def _dispatch(arguments: list[str], crash_dir: list[Path]) -> int:
 
     crash_dir[0] = config.log_dir()
     return run_levels(config)
+
+
+def _run_subcommand(command: str, arguments: list[str]) -> int:
+    if command == "benchmark":
+        from .benchmark import benchmark
+
+        return benchmark(arguments)
+    if command == "train-weights":
+        from .train_weights import train_weights_command
+
+        return train_weights_command(arguments)
+    from .demo import run_subcommand
+
+    return run_subcommand(command, arguments)
+
+
+@contextlib.contextmanager
+def _cache_elsewhere() -> Iterator[None]:
+    """Let matplotlib keep its cache in a temporary folder: nothing is written under the home folder."""
+    before = os.environ.get("MPLCONFIGDIR")
+    with tempfile.TemporaryDirectory(prefix=f"{_PROGRAM}-", ignore_cleanup_errors=True) as folder:
+        os.environ["MPLCONFIGDIR"] = before or folder
+        try:
+            yield
+        finally:
+            os.environ.pop("MPLCONFIGDIR", None)
+            if before is not None:
+                os.environ["MPLCONFIGDIR"] = before
 
 
 def _as_dwmri_error(error: Exception, crash_dir: Path) -> DwmriError:
