@@ -27,6 +27,8 @@ from .options import DenoiseOptions
 PACKAGE = "dwmri-bidsapp"
 BUILT_IN_METHODS = ("mppca", "patch2self", "denoiser")
 """What ``--compare`` can run; any other name is that of derivatives made elsewhere."""
+LABELS = {"participant_label": "sub", "session_label": "ses", "acquisition_label": "acq", "run_label": "run"}
+"""Keys that hold labels, and the prefix that these may have."""
 SECTIONS: dict[str, tuple[str, ...]] = {
     "bids": (
         "bids_dir", "out_dir", "levels", "participant_label", "session_label", "acquisition_label",

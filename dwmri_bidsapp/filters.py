@@ -45,7 +45,8 @@ def read_filters(config: Config) -> dict[str, list[Any]]:
             if entity not in known:
                 near = difflib.get_close_matches(entity, known, n=1) or [", ".join(known)]
                 raise UsageError(f"{config.bids_filter_file}: unknown entity {entity}", f"known: {near[0]}")
-            filters[entity] = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [value]
+            filters[entity] = [_without_prefix(label, entity) for label in values]
         if others := sorted(set(queries) - {"dwi"}):
             LOGGER.warning("%s: only dwi is used, not %s", config.bids_filter_file, ", ".join(others))
     for entity in ("session", "acquisition", "run"):
@@ -56,6 +57,10 @@ def read_filters(config: Config) -> dict[str, list[Any]]:
             f"{config.bids_filter_file}: part {filters['part']}", "only magnitude images can be denoised"
         )
     return filters
+
+
+def _without_prefix(label: Any, entity: str) -> Any:
+    return label.removeprefix(f"{PREFIXES[entity]}-") if isinstance(label, str) else label
 
 
 def matches(entities: Mapping[str, str], filters: Mapping[str, Sequence[Any]]) -> bool:

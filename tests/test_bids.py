@@ -114,6 +114,10 @@ def test_labels_select(skeleton: Path, settings: dict[str, Any], expected: list[
         ({"acquisition": None}, ["sub-02_ses-a_dir-PA"]),
         ({"acquisition": "*", "run": 1}, ["sub-02_ses-a_acq-hi_dir-AP_run-01"]),
         ({"direction": ["PA", "LR"], "suffix": "dwi"}, ["sub-02_ses-a_dir-PA"]),
+        (
+            {"session": "ses-a", "run": ["run-1", None]},
+            ["sub-02_ses-a_acq-hi_dir-AP_run-01", "sub-02_ses-a_dir-PA"],
+        ),
         ({"run": [None, "02"]}, ["sub-02_ses-a_acq-hi_dir-AP_run-02", "sub-02_ses-a_dir-PA"]),
     ],
 )

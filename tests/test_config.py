@@ -172,6 +172,11 @@ def test_weights_need_fewer_and_smaller_steps() -> None:
             {"a": Path("/x"), "qsiprep": Path("/deriv/qsiprep")},
         ),
         (["-d", "a=/x", "-d", "b=/y"], "derivatives", {"a": Path("/x"), "b": Path("/y")}),
+        (
+            ["-d", "a=/x/run=1/y", "/x/run=2/z"],
+            "derivatives",
+            {"a": Path("/x/run=1/y"), "z": Path("/x/run=2/z")},
+        ),
         (["--init", "/dev/../etc/hostname"], "method", DenoiseOptions(init="/dev/../etc/hostname")),
     ],
 )
@@ -183,6 +188,13 @@ def test_levels_come_in_their_order_and_once() -> None:
     parser = build_parser()
     config = make_config(parser.parse_args(["b", "o", "group", "participant", "group"]))
     assert config.levels == ("participant", "group")
+
+
+def test_labels_of_the_file_may_have_their_prefix(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[bids]\nparticipant_label = ['sub-01', '02']\nrun_label = ['run-1']\n")
+    config = configure("--config-file", str(file))
+    assert (config.participant_label, config.run_label) == (("01", "02"), ("1",))
 
 
 def test_command_line_wins_over_the_file(tmp_path: Path) -> None:

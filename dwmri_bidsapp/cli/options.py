@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config import BUILT_IN_METHODS, Config, read_toml
+from ..config import BUILT_IN_METHODS, LABELS, Config, read_toml
 from ..errors import UsageError
 from ..machine import available_cpus
 from ..options import NETWORK_PARTS, STARTS, DenoiseOptions, shipped_weights, weights_file
@@ -47,6 +47,9 @@ def make_config(namespace: argparse.Namespace) -> Config:
     values = read_toml(file) if file is not None else {}
     for key in (*_ONLY_COMMAND_LINE, *_overruled(given, values)):
         values.pop(key, None)
+    for key, prefix in LABELS.items():
+        if key in values:
+            values[key] = tuple(label.removeprefix(f"{prefix}-") for label in values[key])
     values |= given
     if isinstance(values.get("derivatives"), list):
         values["derivatives"] = _derivatives(values["derivatives"])
@@ -96,9 +99,10 @@ def _low_memory(values: dict[str, Any]) -> dict[str, Any]:
 def _derivatives(texts: list[str]) -> dict[str, Path]:
     folders = {}
     for text in texts:
-        name, equals, folder = text.rpartition("=")
-        path = Path(folder)
-        folders[name if equals else path.absolute().name] = path
+        name, equals, folder = text.partition("=")
+        named = bool(equals) and "/" not in name  # otherwise that sign is one of the path
+        path = Path(folder if named else text)
+        folders[name if named else path.absolute().name] = path
     if len(folders) < len(texts):
         raise UsageError(f"--derivatives {' '.join(texts)}: two folders of one name", "use NAME=PATH")
     return folders

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import PACKAGE, Config
+from ..config import LABELS, PACKAGE, Config
 from ..options import AUTOMATIC, LEARNING_RATES, MANY_VOLUMES, PARTS, STEPS, DenoiseOptions
 
 SUBCOMMANDS = {
@@ -140,11 +140,8 @@ def _label(prefix: str) -> Any:
 
 
 def _add_bids_options(group: _Group) -> None:
-    for flag, prefix in (
-        ("--participant-label", "sub"), ("--session-label", "ses"),
-        ("--acquisition-label", "acq"), ("--run-label", "run"),
-    ):  # fmt: skip
-        group.add(flag, nargs="+", metavar="LABEL", type=_label(prefix),
+    for key, prefix in LABELS.items():
+        group.add(f"--{key.replace('_', '-')}", nargs="+", metavar="LABEL", type=_label(prefix),
                   help=f"only these, with or without {prefix}- (default: all)")  # fmt: skip
     group.add("--bids-filter-file", type=Path, metavar="FILE",
               help='JSON such as {"dwi": {"session": null, "run": "*"}}: null = absent, "*" = any')  # fmt: skip
