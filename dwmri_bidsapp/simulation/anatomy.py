@@ -172,7 +172,7 @@ def _choose_grid(
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Return the grid and its affine (LAS) around the middle of the brain."""
     if voxel_size is not None and not voxel_size > 0:
-        raise UsageError(f"expected voxels of a size above 0 mm, found {voxel_size:g}")
+        raise UsageError(f"expected a grid of voxels above 0 mm, found {voxel_size:g} mm")
     if shape is None:
         voxel_size = 2.0 if voxel_size is None else voxel_size
         x, y, z = np.ceil(_BRAIN_EXTENT_MM / voxel_size).astype(int).tolist()
