@@ -18,7 +18,7 @@ import pytest
 
 from dwmri_bidsapp import __version__
 from dwmri_bidsapp.bids import DwiRun
-from dwmri_bidsapp.cli import boundary, main
+from dwmri_bidsapp.cli import main
 from dwmri_bidsapp.cli.dry_run import expect
 from dwmri_bidsapp.config import Config
 from dwmri_bidsapp.errors import BadDataError, TryAgainError
@@ -437,67 +437,3 @@ def test_boilerplate_only_in_an_untouched_home(bids_dir: Path, tmp_path: Path) -
     assert "[@garyfallidis2014" in (tmp_path / "out/logs/CITATION.md").read_text()
     assert list(home.iterdir()) == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs"]
-
-
-def test_subcommands_let_matplotlib_keep_its_cache_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Path] = []
-
-    def benchmark(_: list[str]) -> int:
-        seen.append(Path(os.environ["MPLCONFIGDIR"]))
-        assert seen[0].is_dir()
-        return 0
-
-    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
-    monkeypatch.setattr("dwmri_bidsapp.cli.benchmark.benchmark", benchmark)
-    assert main(["benchmark"]) == 0
-    assert not seen[0].exists()
-    assert "MPLCONFIGDIR" not in os.environ
-
-
-def test_simulate_writes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "simulated"
-    arguments = [
-        "--n-participants",
-        "1",
-        "--voxel-size",
-        "12",
-        "--n-b0",
-        "2",
-        "--shell",
-        "700",
-        "6",
-        "--shell",
-        "2000",
-        "8",
-        "--family",
-        "geometric",
-        "--motion",
-        "0.5",
-    ]
-    assert main(["simulate", str(out), *arguments]) == 0
-    b_values = np.loadtxt(out / "sub-01/dwi/sub-01_dwi.bval")
-    assert {b: int((b_values == b).sum()) for b in (0, 700, 2000)} == {0: 2, 700: 6, 2000: 8}
-    assert str(out) in last_line(capsys)
-    readme = (out / "README.md").read_text()
-    assert "random geometry" in readme
-    assert "by 0.5 mm" in readme
-    assert main(["simulate", str(out), *arguments]) == 64, "the folder is not empty"
-
-
-def test_demo_keeps_a_dataset_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-
-    def fake_main(arguments: list[str]) -> int:
-        calls.append(arguments)
-        return 65
-
-    monkeypatch.setattr(boundary, "main", fake_main)
-    monkeypatch.setattr("dwmri_bidsapp.cli.demo.DEMO_SHAPE", (14, 16, 14))
-    for _ in range(2):
-        assert main(["demo", str(tmp_path), "--n-participants", "1", "--max-steps", "7"]) == 65
-    bids = tmp_path / "bids"
-    assert calls[0][:4] == [str(bids), str(tmp_path / "derivatives"), "participant", "group"]
-    assert calls[0][-2:] == ["--max-steps", "7"]
-    assert f"truth={bids}/derivatives/truth" in calls[0]
-    assert nb.load(bids / "sub-01/dwi/sub-01_dwi.nii.gz").shape == (14, 16, 14, 33)
-    assert not (tmp_path / "bids.partial").exists()

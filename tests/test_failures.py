@@ -1,4 +1,4 @@
-"""What a call says of runs that fail where others go on: on a full disk, with names that occur twice."""
+"""What a call says of a run that failed on a full disk."""
 
 from __future__ import annotations
 
