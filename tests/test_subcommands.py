@@ -74,3 +74,27 @@ def test_demo_keeps_a_dataset_that_is_there(tmp_path: Path, monkeypatch: pytest.
     assert f"truth={bids}/derivatives/truth" in calls[0]
     assert nb.load(bids / "sub-01/dwi/sub-01_dwi.nii.gz").shape == (14, 16, 14, 33)
     assert not (tmp_path / "bids.partial").exists()
+
+
+def test_shells_given_twice_are_added_up(tmp_path: Path) -> None:
+    arguments = ["--n-participants", "1", "--voxel-size", "20", "--n-b0", "1"]
+    assert (
+        main(["simulate", str(tmp_path / "d"), *arguments, "--shell", "900", "7", "--shell", "900", "6"]) == 0
+    )
+    b_values = np.loadtxt(tmp_path / "d/sub-01/dwi/sub-01_dwi.bval")
+    assert (b_values == 900).sum() == 13
+
+
+def test_train_weights_says_so_where_every_run_was_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dwi = tmp_path / "d/sub-01/dwi/sub-01_dwi.nii.gz"  # without its tables
+    dwi.parent.mkdir(parents=True)
+    nb.save(nb.Nifti1Image(np.ones((4, 4, 4, 7), np.int16), np.eye(4)), dwi)
+    (tmp_path / "d/dataset_description.json").write_text('{"Name": "d", "BIDSVersion": "1.10.0"}')
+    arguments = ["train-weights", str(tmp_path / "w.pt"), "--n-runs", "0", "--bids-dir", str(tmp_path / "d")]
+    assert main(arguments) == 65
+    output = capsys.readouterr()
+    assert "left out" in output.out
+    assert "found none that can be used" in output.err
+    assert not (tmp_path / "w.pt").exists()
