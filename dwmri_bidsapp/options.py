@@ -136,6 +136,10 @@ class DenoiseOptions:
             return self.block
         return 2 if n_volumes < MANY_VOLUMES else 3
 
+    def block_grids(self, n_volumes: int) -> int:
+        """Number of grids of blocks for a run of so many volumes: many volumes take long as it is."""
+        return 2 if n_volumes < MANY_VOLUMES and self.block_edge(n_volumes) > 1 else 1
+
     def from_nothing(self, **changes: Any) -> DenoiseOptions:
         """The same options with random weights and ``changes``; steps and their size that were left open are again."""
         if self.init != "random":

@@ -30,7 +30,7 @@ def reconstruct(
     snr = (SIGNAL + torch.randn((n, *SHAPE), generator=generator)).half()
     base_vxyz = (SIGNAL + base_error.expand(n, *SHAPE)).half()
     precision = torch.full((n, 6, 5, 5), 1 / (1 + expected))
-    base = BlindBase(base_vxyz.flatten(1), precision, 3)
+    base = BlindBase(base_vxyz.flatten(1), [precision], 3)
     context = build_context(
         snr.flatten(1), base.base_vn, MASK, gradients, np.flatnonzero(gradients.dwi).tolist()
     )

@@ -50,7 +50,7 @@ def assert_own_block_blind(
     box = block_box(voxel, block)
     assert torch.equal(image(before, mask)[v][box], image(after, mask)[v][box])
     i, j, k = (n // block for n in voxel)
-    assert torch.equal(before.precision_vijk[:, i, j, k], after.precision_vijk[:, i, j, k])
+    assert torch.equal(before.precisions_vijk[0][:, i, j, k], after.precisions_vijk[0][:, i, j, k])
     assert not torch.equal(image(before, mask), image(after, mask))
 
 
@@ -145,11 +145,65 @@ def test_expected_error_is_what_the_prediction_misses() -> None:
 def test_expected_error_has_the_grid_of_the_run() -> None:
     precision = torch.full((1, 2, 2, 2), 0.5)
     precision[0, 1] = 0.25
-    base = BlindBase(torch.zeros(1, 120), precision, 3)
+    base = BlindBase(torch.zeros(1, 120), [precision], 3)
     error = base.expected_error(0, (5, 4, 6))
     assert error.shape == (5, 4, 6)
     assert error[:3].unique().tolist() == [1.0]
     assert error[3:].unique().tolist() == [3.0]
+
+
+def test_expected_error_of_two_grids_is_the_mean_where_their_blocks_lie() -> None:
+    first, second = torch.full((1, 3, 3, 2), 0.5), torch.full((1, 3, 3, 2), 0.5)
+    second[0, 1] = 0.25
+    error = BlindBase(torch.zeros(1, 40), [first, second], 2).expected_error(0, (5, 4, 2))
+    # the second block of the second grid begins one voxel before that of the first one
+    assert error[:, 0, 0].tolist() == [1.0, 2.0, 2.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_two_grids_are_averaged(block: int) -> None:
+    """The second grid is that of the same data with one more row of voxels outside the mask before each axis."""
+    snr, mask = low_rank_run((9, 10, 7), 8)
+    both = predict(snr, mask, block=block, grids=2)
+    one = predict(snr, mask, block=block)
+    before = (1, 0) * 3
+    padded = torch.nn.functional.pad(mask, before)
+    other = predict(torch.nn.functional.pad(snr, before), padded, block=block)
+    mean = (one.base_vn.float() + other.base_vn.float()) / 2
+    assert not torch.equal(one.base_vn, other.base_vn)
+    np.testing.assert_allclose(both.base_vn.float(), mean, rtol=1e-3)
+    assert torch.equal(both.precisions_vijk[0], one.precisions_vijk[0])
+    assert torch.equal(both.precisions_vijk[1], other.precisions_vijk[0])
+
+
+@pytest.mark.parametrize("block", [2, 3])
+@pytest.mark.parametrize("voxel", [(4, 4, 4), (0, 4, 3), (8, 5, 4)])
+def test_own_value_changes_no_bit_of_the_average_of_two_grids(
+    block: int, voxel: tuple[int, int, int]
+) -> None:
+    snr, mask = low_rank_run((9, 10, 7), 8)
+    before = image(predict(snr, mask, block=block, grids=2), mask)
+    snr[2][voxel] += 37.0
+    after = image(predict(snr, mask, block=block, grids=2), mask)
+    assert before[2][voxel] == after[2][voxel]
+    assert not torch.equal(before, after)
+
+
+def test_two_grids_are_nearer_to_the_truth_than_one() -> None:
+    """A signal that changes over some voxels, as anatomy does."""
+    rng = np.random.default_rng(5)
+    x, y, z = np.meshgrid(*(np.arange(16.0),) * 3, indexing="ij")
+    parts = np.stack([np.sin(x / 2), np.cos(y / 2 + z / 3), np.sin((x + z) / 3)])
+    truth = 20 + np.einsum("rv,rxyz->vxyz", rng.normal(size=(3, 12)) * 4, parts)
+    snr = torch.from_numpy(truth + rng.normal(size=truth.shape)).half()
+    mask = torch.ones((16, 16, 16), dtype=torch.bool)
+    one, two = (
+        (image(predict(snr, mask, block=2, grids=grids), mask).float() - torch.from_numpy(truth))
+        .square()
+        .mean()
+        for grids in (1, 2)
+    )
+    assert two < 0.99 * one
 
 
 def thin_masks() -> dict[str, torch.Tensor]:
@@ -163,15 +217,16 @@ def thin_masks() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["sheet", "line", "voxel", "islands"])
 @pytest.mark.parametrize("n_volumes", [6, 20])
-def test_thin_masks_give_finite_values(name: str, n_volumes: int) -> None:
+@pytest.mark.parametrize("grids", [1, 2])
+def test_thin_masks_give_finite_values(name: str, n_volumes: int, grids: int) -> None:
     mask = thin_masks()[name]
     snr = low_rank_run(tuple(mask.shape), n_volumes)[0] * mask
-    found = predict(snr, mask)
+    found = predict(snr, mask, grids=grids)
     assert torch.isfinite(image(found, mask)).all()
     assert torch.count_nonzero(image(found, mask)[:, ~mask]) == 0
     assert all(torch.isfinite(found.expected_error(v, (13, 12, 11))).all() for v in range(n_volumes))
-    assert float(found.precision_vijk.max()) <= 1.0 + 1e-5
-    assert float(found.precision_vijk.min()) > 0.0
+    assert all(float(precision.max()) <= 1.0 + 1e-5 for precision in found.precisions_vijk)
+    assert all(float(precision.min()) > 0.0 for precision in found.precisions_vijk)
 
 
 def test_more_volumes_than_samples_in_a_window() -> None:
@@ -188,7 +243,7 @@ def test_content_outside_the_mask_does_not_matter() -> None:
     noise = 50 * torch.rand(snr.shape, generator=torch.Generator().manual_seed(0)).half()
     one, other = (predict(s, mask) for s in (snr, torch.where(mask, snr, noise)))
     assert torch.equal(image(one, mask), image(other, mask))
-    assert torch.equal(one.precision_vijk, other.precision_vijk)
+    assert torch.equal(one.precisions_vijk[0], other.precisions_vijk[0])
 
 
 def test_debiased_eigenvalues_are_those_of_the_population() -> None:

@@ -289,6 +289,15 @@ def test_runs_of_few_volumes_have_smaller_blocks(n_dwi: int, edge: int) -> None:
     assert not np.array_equal(open_choice, result(5 - edge))
 
 
+@pytest.mark.parametrize(
+    ("n_volumes", "block", "grids"), [(59, AUTOMATIC, 2), (60, AUTOMATIC, 1), (59, 3, 2), (59, 1, 1)]
+)
+def test_few_volumes_are_predicted_on_two_grids_unless_they_are_the_same(
+    n_volumes: int, block: int, grids: int
+) -> None:
+    assert DenoiseOptions(block=block).block_grids(n_volumes) == grids
+
+
 def test_b0_volumes_can_be_left_alone(phantom: Phantom, noisy: NDArray[np.float32]) -> None:
     options = dataclasses.replace(UNTRAINED, b0_denoising=False)
     found = denoise(noisy, phantom.gradients, phantom.mask_xyz, options, device="cpu")

@@ -189,7 +189,11 @@ def _denoise(
     roles = _roles(gradients, options, empty=set((~snr_vn.any(dim=1)).nonzero().flatten().tolist()))
     # both PCAs stay on the CPU: a GPU takes ten times as long for many small eigendecompositions
     base = blind_local_pca(
-        snr_vn, mask, block=options.block_edge(gradients.n_volumes), out_vn=storage.tensor(snr_vn.shape)
+        snr_vn,
+        mask,
+        block=options.block_edge(gradients.n_volumes),
+        grids=options.block_grids(gradients.n_volumes),
+        out_vn=storage.tensor(snr_vn.shape),
     )
     watch.lap("blind")
 
