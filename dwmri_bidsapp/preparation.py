@@ -117,6 +117,7 @@ def prepare_run(
     else:
         mask_xyz, mask_source, mask_warnings = load_mask(mask_file, image), str(mask_file), []
     report = _describe(image, gradients, survey, mask_xyz)
+    report["b0_threshold"] = b0_threshold
     report["mask_source"] = mask_source
     report["warnings"] = [*warnings, *_odd_values(survey), *mask_warnings]
     return Preparation(gradients, mask_xyz, report)

@@ -25,6 +25,7 @@ from report_helpers import (
 from scipy import stats
 
 from dwmri_bidsapp.errors import InputOutputError
+from dwmri_bidsapp.gradients import Gradients
 from dwmri_bidsapp.metrics import errors_against_truth
 from dwmri_bidsapp.outlying import outlying_volumes
 from dwmri_bidsapp.reports import write_group_report, write_subject_report
@@ -78,10 +79,16 @@ def test_group_level_of_an_empty_folder_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "group_dwi.tsv").read_text().startswith("participant_id\tmethod\t")
 
 
-def test_true_errors_are_measured_on_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lowest_b", "b0_threshold"), [(0, 50), (80, 100)])
+def test_true_errors_are_measured_on_the_files(tmp_path: Path, lowest_b: float, b0_threshold: float) -> None:
     run, out, raw, truth = make_arrays(), tmp_path / "out", tmp_path / "raw data", tmp_path / "truth"
+    gradients = Gradients.from_arrays(
+        np.maximum(run.gradients.bvals, lowest_b), run.gradients.bvecs, b0_threshold
+    )
+    preparation = {**PREPARATION, "b0_threshold": b0_threshold}
     for label in ("sub-01", "sub-02"):
-        write_run(out, label, sources={"dwi": f"bids:raw:{label}/dwi/{label}_dwi.nii.gz"})
+        sources = {"dwi": f"bids:raw:{label}/dwi/{label}_dwi.nii.gz"}
+        write_run(out, label, sources=sources, preparation=preparation)
     (out / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"raw": raw.as_uri()}}))
     images = {
         raw / "sub-01/dwi/sub-01_dwi.nii.gz": run.noisy,
@@ -92,14 +99,14 @@ def test_true_errors_are_measured_on_the_files(tmp_path: Path) -> None:
     for path, array in images.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         nb.save(nb.Nifti1Image(array, np.diag([-2.0, 2, 2, 1])), path)
-    np.savetxt(out / "sub-01/dwi/sub-01_desc-denoised_dwi.bval", run.gradients.bvals[None])
-    np.savetxt(out / "sub-01/dwi/sub-01_desc-denoised_dwi.bvec", run.gradients.bvecs.T)
+    np.savetxt(out / "sub-01/dwi/sub-01_desc-denoised_dwi.bval", gradients.bvals[None])
+    np.savetxt(out / "sub-01/dwi/sub-01_desc-denoised_dwi.bvec", gradients.bvecs.T)
 
     page = Page(write_group_report(out, truth_dir=truth))
 
     rows = table_of(out / "group_dwi.tsv")
     for when, estimate in (("before", run.noisy), ("after", run.denoised)):
-        for name, value in errors_against_truth(estimate, run.clean, run.gradients, run.mask).items():
+        for name, value in errors_against_truth(estimate, run.clean, gradients, run.mask).items():
             found = rows[0][f"true_{name}_{when}"]
             assert found == "n/a" if value != value else float(found) == pytest.approx(value, rel=1e-5), name
     assert float(rows[0]["true_psnr_dwi_after"]) > float(rows[0]["true_psnr_dwi_before"]) + 5

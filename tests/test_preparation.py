@@ -52,7 +52,8 @@ def _save_map(folder: Path, data: NDArray[Any], affine: NDArray[Any] = AFFINE) -
 
 
 def test_a_good_run_is_described(tmp_path: Path) -> None:
-    prepared = prepare_run(**_write(tmp_path))
+    prepared = prepare_run(**_write(tmp_path), b0_threshold=20)
+    assert prepared.report["b0_threshold"] == 20
     assert prepared.report["shape"] == [*SHAPE, 10]
     assert prepared.report["shells"] == [
         {"b_value": 0.0, "n_volumes": 2},

@@ -389,6 +389,17 @@ def test_directions_on_the_sphere_stand_in_world_axes(tmp_path: Path) -> None:
     assert sphere_data(record) is None
 
 
+def test_the_sphere_leaves_out_what_the_user_called_b0(tmp_path: Path) -> None:
+    record = record_with(tmp_path, preparation={**PREPARATION, "b0_threshold": 150.0})
+    stem = record.metrics_file.with_name("sub-01_desc-denoised_dwi")
+    nb.save(nb.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), f"{stem}.nii.gz")
+    Path(f"{stem}.bval").write_text("0 100 1000\n")
+    Path(f"{stem}.bvec").write_text("0 1 0\n0 0 1\n0 0 0\n")
+    found = sphere_data(record)
+    assert found is not None
+    assert [shell["volumes"] for shell in found["shells"]] == [[2]]
+
+
 def test_measures_of_one_shell_are_told_from_the_others() -> None:
     names = ("mean_signal_b1000", "residual_std_b0", "b0_snr", "fa_mean", "true_psnr_b2500")
     assert [shell_of(name) for name in names] == ["1000", "0", "", "", "2500"]

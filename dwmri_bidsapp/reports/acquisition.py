@@ -12,7 +12,6 @@ import numpy as np
 from ..errors import DwmriError
 from ..figures.charts import shell_colours
 from ..figures.frames import fsl_to_world
-from ..gradients import load_gradients
 from ..images import IMAGE_ERRORS
 from .collect import RunRecord
 from .judge import Finding
@@ -134,10 +133,9 @@ def sphere_data(record: RunRecord) -> dict[str, Any] | None:
         ``shells``: name, colour, and (n, 3) directions (right, anterior, superior), as long as their share of
         the highest b-value's square root, so that shells lie inside each other. None where files are missing.
     """
-    stem = record.metrics_file.parent / f"{record.label}_desc-{record.method}_dwi"
     try:
-        image = nb.load(f"{stem}.nii.gz")
-        gradients = load_gradients(f"{stem}.bval", f"{stem}.bvec", image.shape[3])
+        image = nb.load(record.metrics_file.with_name(f"{record.label}_desc-{record.method}_dwi.nii.gz"))
+        gradients = record.gradients(image.shape[3])
     except _UNREADABLE:
         return None  # a chart more or less: the pictures tell the same
     world_v3 = fsl_to_world(gradients.bvecs, image.affine)

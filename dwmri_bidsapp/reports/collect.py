@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..gradients import B0_THRESHOLD, Gradients, load_gradients
 from .render import write_text
 
 ENTITIES = {
@@ -137,6 +138,18 @@ class RunRecord:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+    def gradients(self, n_volumes: int) -> Gradients:
+        """Read the gradient table with the threshold of b=0 that the run was denoised with.
+
+        Raises
+        ------
+        BadDataError, InputOutputError
+            As of :func:`~dwmri_bidsapp.gradients.load_gradients`.
+        """
+        stem = self.metrics_file.parent / f"{self.label}_desc-{self.method}_dwi"
+        b0_threshold = self.preparation.get("b0_threshold", B0_THRESHOLD)
+        return load_gradients(f"{stem}.bval", f"{stem}.bvec", n_volumes, b0_threshold)
 
     def history(self) -> list[dict[str, float]]:
         """Return the rows of the training time series; none when there was no training."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadDataError, DwmriError
-from ..gradients import load_gradients
 from ..images import IMAGE_ERRORS
 from .collect import Problem, RunRecord
 
@@ -38,12 +37,12 @@ def true_errors(record: RunRecord, truth_dir: Path) -> tuple[dict[str, float], P
 
     folder = record.metrics_file.parent
     known = truth_dir / folder.relative_to(record.out_dir)
-    denoised = folder / f"{record.label}_desc-{record.method}_dwi"
+    denoised = folder / f"{record.label}_desc-{record.method}_dwi.nii.gz"
     try:
         truth = _load(known / f"{record.label}_desc-truth_dwi.nii.gz")
         mask = _load(known / f"{record.label}_desc-brain_mask.nii.gz") > 0
-        after = _load(Path(f"{denoised}.nii.gz"))
-        gradients = load_gradients(f"{denoised}.bval", f"{denoised}.bvec", truth.shape[3])
+        after = _load(denoised)
+        gradients = record.gradients(truth.shape[3])
         before = _load(_acquired(record))
         ideal = fit_tensor(truth, gradients, mask)
         errors = {
