@@ -335,6 +335,29 @@ def test_a_full_disk_while_sinking_is_recorded(tmp_path: Path, monkeypatch: pyte
     assert read_error(tmp_path / ERROR_FILE).exit_code == 74
 
 
+def test_a_sink_that_is_stopped_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_a_part(_: str, target: str) -> None:
+        Path(target).write_bytes(b"par")
+        raise KeyboardInterrupt
+
+    out_dir = tmp_path / "out"
+    for name in ("old", "new"):
+        (tmp_path / f"{name}.tsv").write_text(f"a\n{name}\n")
+    sink = DerivativesDataSink(base_directory=str(out_dir), desc="denoised", suffix="metrics", EchoTime=0.1)
+    sink.inputs.source_file, sink.inputs.in_file = str(tmp_path / SOURCE), str(tmp_path / "old.tsv")
+    sink.run(cwd=str(tmp_path))
+    files = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    assert sorted(path.suffix for path in files) == [".json", ".tsv"]
+
+    monkeypatch.setattr("niworkflows.interfaces.bids._copy_any", write_a_part)
+    sink.inputs.in_file = str(tmp_path / "new.tsv")
+    with pytest.raises(KeyboardInterrupt):
+        sink.run(cwd=str(tmp_path))
+    assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
+
+
 def test_everything_known_about_a_run_is_collected(tmp_path: Path) -> None:
     parts: dict[str, dict[str, Any]] = {
         "metrics": {"residual_std": 0.99},

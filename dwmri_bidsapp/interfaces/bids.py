@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ class DerivativesDataSink(NiworkflowsDataSink):
     """Write a file under its BIDS name, with the entities of its source.
 
     Unlike niworkflows', it writes straight into ``base_directory``, keeps ``part`` (magnitude and
-    phase would get one name), knows ``dwimap``, metrics and time series, leaves headers alone, and does not
-    read its source.
+    phase would get one name), knows ``dwimap``, metrics and time series, leaves headers alone, does not
+    read its source, and replaces each file in one move.
     """
 
     input_spec = _SinkInputSpec
@@ -45,5 +47,24 @@ class DerivativesDataSink(NiworkflowsDataSink):
         super().__init__(check_hdr=False, **inputs)
 
     def _run_interface(self, runtime: Any) -> Any:
+        out_dir = Path(self.inputs.base_directory)
         with recorded_errors(Path(runtime.cwd)):
-            return super()._run_interface(runtime)
+            out_dir.mkdir(parents=True, exist_ok=True)
+            # Inside, because only within one file system is a move a single step.
+            with tempfile.TemporaryDirectory(
+                prefix=".partial-", dir=out_dir, ignore_cleanup_errors=True
+            ) as partial:
+                self.inputs.base_directory = partial
+                try:
+                    runtime = super()._run_interface(runtime)
+                finally:
+                    self.inputs.base_directory = str(out_dir)
+                for file in [path for path in Path(partial).rglob("*") if path.is_file()]:
+                    target = out_dir / file.relative_to(partial)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
+            self._results["out_file"] = [
+                str(out_dir / Path(file).relative_to(partial)) for file in self._results["out_file"]
+            ]
+            self._results.pop("out_meta", None)  # of the partial folder; nothing asks for it
+        return runtime
