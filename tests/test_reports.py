@@ -25,6 +25,7 @@ from report_helpers import (
 
 from dwmri_bidsapp.errors import BadDataError
 from dwmri_bidsapp.figures import make_method_figures
+from dwmri_bidsapp.interfaces import WriteReport
 from dwmri_bidsapp.metrics import errors_against_truth, fit_tensor, no_reference_metrics
 from dwmri_bidsapp.reports import write_group_report, write_subject_report
 from dwmri_bidsapp.reports.acquisition import metadata_findings, metadata_rows, sphere_data
@@ -69,6 +70,24 @@ def test_subject_page_shows_every_figure_of_every_run_with_a_caption(
             assert found[1] in page.text
             assert found[0].good in page.text
             assert found[0].bad in page.text
+
+
+def test_figures_that_the_latest_call_of_a_run_did_not_draw_are_gone(
+    out_dir: Path, figures: list[Path]
+) -> None:
+    folder = out_dir / "sub-01" / "figures"
+    names = sorted(figure.name.removeprefix("RUN_") for figure in figures)
+    drawn = [folder / f"sub-01_run-1_{name}" for name in names[1:]]
+    old = names[0].removeprefix("desc-").removesuffix("_dwi.svg")
+
+    made = WriteReport(in_files=drawn, out_dir=str(out_dir), subject="01", run="sub-01_run-1").run(
+        cwd=str(out_dir)
+    )
+
+    page = Page(Path(made.outputs.out_file))
+    assert f"sub-01_run-1-{old}" not in page.ids
+    assert f"sub-01_run-2-{old}" in page.ids, "another run was not processed again"
+    assert sorted(folder.glob("sub-01_run-1_*")) == drawn
 
 
 def test_a_figure_is_as_wide_as_the_page(out_dir: Path) -> None:

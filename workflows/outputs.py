@@ -95,7 +95,9 @@ def init_derivatives_wf(
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=["report"]), name="outputnode")
     written = pe.Node(niu.Merge(len(sinks)), name="written", run_without_submitting=True, mem_gb=0.1)
-    report = pe.Node(WriteReport(out_dir=out_dir, subject=run.subject), name="report", mem_gb=0.5)
+    report = pe.Node(
+        WriteReport(out_dir=out_dir, subject=run.subject, run=run.label), name="report", mem_gb=0.5
+    )
 
     for number, (sink, (field, settings)) in enumerate(sinks.items(), start=1):
         node = _sink(f"ds_{sink}", run=run, out_dir=out_dir, **settings)

@@ -88,6 +88,7 @@ class _WriteReportInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="results that must have been written")
     out_dir = Str(mandatory=True, desc="root of the derivatives")
     subject = Str(mandatory=True, desc="label of the participant, without sub-")
+    run = Str(mandatory=True, desc="label of the run that was finished, such as sub-01_run-1")
 
 
 class _WriteReportOutputSpec(TraitedSpec):
@@ -95,7 +96,11 @@ class _WriteReportOutputSpec(TraitedSpec):
 
 
 class WriteReport(RunInterface):
-    """Write a participant's report: see :func:`dwmri_bidsapp.reports.write_subject_report`."""
+    """Write a participant's report: see :func:`dwmri_bidsapp.reports.write_subject_report`.
+
+    Figures of the run that were not made this time are removed first: an earlier call may have found other shells,
+    or compared other methods.
+    """
 
     input_spec = _WriteReportInputSpec
     output_spec = _WriteReportOutputSpec
@@ -105,7 +110,12 @@ class WriteReport(RunInterface):
     def _work(self, folder: Path) -> dict[str, Any]:
         from ..reports import write_subject_report
 
-        return {"out_file": str(write_subject_report(Path(self.inputs.out_dir), self.inputs.subject))}
+        out_dir, subject = Path(self.inputs.out_dir), self.inputs.subject
+        made = {Path(file).name for file in self.inputs.in_files}
+        for figure in (out_dir / f"sub-{subject}" / "figures").glob(f"{self.inputs.run}_desc-*"):
+            if figure.name not in made:
+                figure.unlink(missing_ok=True)
+        return {"out_file": str(write_subject_report(out_dir, subject))}
 
 
 def read_tensors(path: str) -> TensorMaps:
