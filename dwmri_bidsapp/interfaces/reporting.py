@@ -115,7 +115,7 @@ class WriteReport(RunInterface):
         for figure in (out_dir / f"sub-{subject}" / "figures").glob(f"{self.inputs.run}_desc-*"):
             if figure.name not in made:
                 figure.unlink(missing_ok=True)
-        return {"out_file": str(write_subject_report(out_dir, subject))}
+        return {"out_file": str(write_subject_report(out_dir, subject, finished=self.inputs.run))}
 
 
 def read_tensors(path: str) -> TensorMaps:

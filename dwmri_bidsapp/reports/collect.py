@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,31 +187,19 @@ def save_problems(out_dir: Path, subject: str, problems: Iterable[Problem]) -> N
     InputOutputError
         The file could not be written.
     """
-    content = {
-        # Makes the file a new one each time: its age tells which runs were finished since.
-        "recorded": datetime.now().isoformat(),
-        "problems": [asdict(problem) for problem in problems],
-    }
+    content = {"problems": [asdict(problem) for problem in problems]}
     write_text(_problems_path(out_dir, subject), json.dumps(content, indent=2) + "\n")
 
 
-def read_problems(out_dir: Path, subject: str, records: Iterable[RunRecord]) -> list[Problem]:
-    """Return what :func:`save_problems` kept, without what runs finished since then have made untrue.
-
-    A problem that names no run is untrue as soon as any run was finished after it.
-    """
+def read_problems(out_dir: Path, subject: str) -> list[Problem]:
+    """Return what :func:`save_problems` kept."""
     path = _problems_path(out_dir, subject)
     if not path.is_file():
         return []
     try:
-        problems = [Problem(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["problems"]]
-        since = path.stat().st_mtime_ns
-        finished = {record.label for record in records if record.metrics_file.stat().st_mtime_ns > since}
+        return [Problem(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["problems"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Problem(f"{path.relative_to(out_dir)} cannot be read: {error}")]
-    return [
-        problem for problem in problems if not (problem.run in finished or (finished and not problem.run))
-    ]
 
 
 def log_files(out_dir: Path, subject: str) -> list[Path]:

@@ -117,7 +117,7 @@ def read_group(out_dir: Path, truth_dir: Path | None) -> Group:
     problems: list[GroupProblem] = []
     for subject in subjects:
         found, unreadable = find_records(out_dir, subject)
-        failed = [*read_problems(out_dir, subject, found), *unreadable]
+        failed = [*read_problems(out_dir, subject), *unreadable]
         records += found
         problems += _problems_of(out_dir, subject, found, failed)
     tables = [dict(record.metrics) for record in records]

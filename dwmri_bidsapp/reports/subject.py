@@ -79,7 +79,11 @@ class RunView:
 
 
 def write_subject_report(
-    out_dir: str | Path, subject: str, problems: Iterable[Any] | None = None, others: Iterable[str] = ()
+    out_dir: str | Path,
+    subject: str,
+    problems: Iterable[Any] | None = None,
+    others: Iterable[str] = (),
+    finished: str = "",
 ) -> Path:
     """Write ``OUT_DIR/sub-<subject>.html`` from what stands in OUT_DIR.
 
@@ -91,10 +95,11 @@ def write_subject_report(
         Label of the participant, with or without ``sub-``.
     problems
         What went wrong in this call: errors, outcomes of runs (``.run.label``, ``.error``), failures
-        (``.run``, ``.message``) or texts; kept for the group level. None: those of earlier calls. Runs
-        finished since have none.
+        (``.run``, ``.message``) or texts; kept for the group level. None: those of earlier calls.
     others
         Labels of runs that this call had nothing to do with: what earlier calls said of them is kept.
+    finished
+        Label of a run that was finished just now: what earlier calls said of it, or of no run, is forgotten.
 
     Returns
     -------
@@ -109,11 +114,15 @@ def write_subject_report(
     out_dir = Path(out_dir)
     subject = subject.removeprefix("sub-")
     records, unreadable = find_records(out_dir, subject)
+    known = read_problems(out_dir, subject)
     if problems is not None:
         others = set(others)
-        kept = [problem for problem in read_problems(out_dir, subject, records) if problem.run in others]
-        save_problems(out_dir, subject, [*kept, *Problem.all_of(problems)])
-    failed = [*read_problems(out_dir, subject, records), *unreadable]
+        known = [*(problem for problem in known if problem.run in others), *Problem.all_of(problems)]
+        save_problems(out_dir, subject, known)
+    elif finished:
+        known = [problem for problem in known if problem.run not in ("", finished)]
+        save_problems(out_dir, subject, known)
+    failed = [*known, *unreadable]
     logs = log_files(out_dir, subject)
     memory = read_provenance(logs).get("peak_memory_mb")
     room = _PAGE_BYTES
