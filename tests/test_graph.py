@@ -16,6 +16,7 @@ from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from dwmri_bidsapp import __version__
 from dwmri_bidsapp.bids import DwiRun
+from dwmri_bidsapp.cli.levels import methods_text
 from dwmri_bidsapp.config import Config
 from dwmri_bidsapp.options import DenoiseOptions
 
@@ -230,6 +231,28 @@ def test_boilerplate_says_what_was_done(tmp_path: Path) -> None:
     assert "mean squared error" in text
     assert text.count("MultiScaleDetailNet") == 1
     assert "was given" in _build(tmp_path, ["sub-01"], given=("mask",)).visit_desc()
+
+
+def test_boilerplate_tells_runs_apart_that_were_treated_differently(tmp_path: Path) -> None:
+    runs = [_make_run(tmp_path, f"sub-{subject}") for subject in ("01", "02", "03")]
+    config = Config(bids_dir=tmp_path, out_dir=tmp_path / "out", work_dir=tmp_path / "work", nprocs=2)
+    alike = methods_text(config, runs)
+    assert alike == methods_text(config, runs[:1])
+
+    runs[1] = replace(runs[1], mask=tmp_path / "mask.nii.gz")
+    intro, of_most, of_one = methods_text(config, runs).split("\n\n")
+    assert alike.startswith(intro)
+    assert of_most == "**2 of 3 runs, such as sub-01.** " + alike.removeprefix(intro)
+    assert of_one.startswith("**1 of 3 runs, such as sub-02.** ")
+    assert "mask was given" in of_one
+
+
+def test_a_file_that_is_gone_is_no_matter_of_the_graph(tmp_path: Path) -> None:
+    """Its run fails alone, when its files are opened."""
+    run = replace(_make_run(tmp_path, "sub-01"), compared={"elsewhere": tmp_path / "gone.nii.gz"})
+    config = Config(bids_dir=tmp_path, out_dir=tmp_path / "out", work_dir=tmp_path / "work", nprocs=2,
+                    compare=("elsewhere",), derivatives={"elsewhere": tmp_path})  # fmt: skip
+    assert "elsewhere" in methods_text(config, [run])
 
 
 @pytest.mark.parametrize(

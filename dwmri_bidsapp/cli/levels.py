@@ -127,11 +127,27 @@ def run_levels(config: Config) -> int:
     return _end(config, summary)
 
 
-def methods_text(config: Config, run: DwiRun) -> str:
-    """Return the methods text of the workflow that a configuration makes of a run."""
-    from ..workflows import init_dwmri_wf
+def methods_text(config: Config, runs: Sequence[DwiRun]) -> str:
+    """Return the methods text of the workflow that a configuration makes of runs.
 
-    return str(init_dwmri_wf(config, [run]).visit_desc())
+    Runs that are treated differently (masks, noise maps and other methods may be there for some only) get a paragraph
+    for each kind.
+    """
+    from ..workflows import init_dwmri_wf
+    from ..workflows.base import run_workflow_name
+
+    workflow = init_dwmri_wf(config, runs)
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        text = workflow.get_node(run_workflow_name(run)).visit_desc()
+        kinds.setdefault(text, []).append(run.label)
+    if len(kinds) == 1:
+        return str(workflow.visit_desc())
+    paragraphs = [
+        f"**{len(labels)} of {len(runs)} runs, such as {labels[0]}.** {text}"
+        for text, labels in kinds.items()
+    ]
+    return "\n\n".join([workflow.__desc__, *paragraphs])
 
 
 def _denoise(config: Config, found: Found, subjects: Sequence[str], summary: Summary) -> list[DwiRun]:
@@ -149,7 +165,7 @@ def _denoise(config: Config, found: Found, subjects: Sequence[str], summary: Sum
         from ..workflows import run_participant_level
 
         LOGGER.info("to denoise: %d of %d participants, on %s", len(runs), len(subjects), config.device)
-        write_boilerplate(config.out_dir, methods_text(config, runs[0]))
+        write_boilerplate(config.out_dir, methods_text(config, runs))
         with memory:
             outcomes = run_participant_level(config, runs)
         for outcome in outcomes:
@@ -202,7 +218,7 @@ def _write_methods(
 ) -> None:
     if not runs:
         raise problems[0]
-    written = write_boilerplate(config.out_dir, methods_text(config, runs[0]))
+    written = write_boilerplate(config.out_dir, methods_text(config, runs))
     summary.said.append(f"methods text written, see {written[0]}")
 
 

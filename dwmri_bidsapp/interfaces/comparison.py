@@ -68,7 +68,7 @@ class RunBaseline(RunInterface):
 
 class _TakeSeriesInputSpec(BaseInterfaceInputSpec):
     dwi_file = File(exists=True, mandatory=True, desc="diffusion-weighted series, as acquired")
-    given_file = File(exists=True, mandatory=True, desc="the same series, denoised elsewhere")
+    given_file = File(mandatory=True, desc="the same series, denoised elsewhere")
     output_dtype = Str("float32", usedefault=True, desc="data type of the denoised series")
 
 
