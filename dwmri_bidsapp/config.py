@@ -157,7 +157,7 @@ class Config:
                 object.__setattr__(self, key, Path(value).absolute())
         paths = {name: Path(path).absolute() for name, path in self.derivatives.items()}
         object.__setattr__(self, "derivatives", paths)
-        _check_numbers(self, self.method)
+        _check_numbers(self, self.method.settled())
         object.__setattr__(self, "omp_nthreads", self.omp_nthreads or min(self.nprocs, 8))
 
     def log_dir(self, subject: str | None = None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .errors import UsageError
 
@@ -108,11 +108,6 @@ class DenoiseOptions:
     random_seed: int = 0
 
     def __post_init__(self) -> None:
-        start = "random" if self.init == "random" else "pretrained"
-        if self.max_steps == AUTOMATIC:
-            object.__setattr__(self, "max_steps", STEPS[start])
-        if self.learning_rate == AUTOMATIC:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[start])
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         unknown = set(self.leave_out) - set(PARTS)
         if unknown or {"half-resolution", "skip"} <= set(self.leave_out):
@@ -140,13 +135,15 @@ class DenoiseOptions:
         """Number of grids of blocks for a run of so many volumes: many volumes take long as it is."""
         return 2 if n_volumes < MANY_VOLUMES and self.block_edge(n_volumes) > 1 else 1
 
-    def from_nothing(self, **changes: Any) -> DenoiseOptions:
-        """The same options with random weights and ``changes``; steps and their size that were left open are again."""
-        if self.init != "random":
-            for name, values in (("max_steps", STEPS), ("learning_rate", LEARNING_RATES)):
-                if getattr(self, name) == values["pretrained"]:
-                    changes.setdefault(name, AUTOMATIC)
-        return dataclasses.replace(self, init="random", **changes)
+    def settled(self) -> DenoiseOptions:
+        """The same options with the steps and the learning rate of their start, where these were left open."""
+        start = "random" if self.init == "random" else "pretrained"
+        steps, rate = self.max_steps, self.learning_rate
+        return dataclasses.replace(
+            self,
+            max_steps=STEPS[start] if steps == AUTOMATIC else steps,
+            learning_rate=LEARNING_RATES[start] if rate == AUTOMATIC else rate,
+        )
 
 
 def weights_file(options: DenoiseOptions) -> Path:

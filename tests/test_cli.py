@@ -121,7 +121,7 @@ def test_help_names_the_defaults_of_the_method(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    start, nothing = (DenoiseOptions(init=init) for init in ("pretrained", "random"))
+    start, nothing = (DenoiseOptions(init=init).settled() for init in ("pretrained", "random"))
     assert f"(default: {start.max_steps}, or {nothing.max_steps} with --init random)" in text
     assert f"(default: {start.learning_rate:g}, or {nothing.learning_rate:g} with --init random)" in text
 

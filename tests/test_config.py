@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dwmri_bidsapp.workflows.comparison import denoiser_options
 
 from dwmri_bidsapp.cli.options import SLOPPY, make_config
 from dwmri_bidsapp.cli.parser import build_parser
@@ -129,7 +130,7 @@ def test_a_network_that_no_weights_come_with_starts_from_nothing() -> None:
     assert configure("--base-filters", "8", "--max-steps", "5").method == DenoiseOptions(
         init="random", base_filters=8, max_steps=5
     )
-    pretrained = DenoiseOptions()
+    pretrained = DenoiseOptions().settled()
     chosen = ["--max-steps", str(pretrained.max_steps), "--learning-rate", str(pretrained.learning_rate)]
     assert configure("--model", "denoiser", *chosen).method == dataclasses.replace(
         pretrained, init="random", model="denoiser"
@@ -149,12 +150,24 @@ def test_parts_of_the_file_are_checked(tmp_path: Path) -> None:
 
 
 def test_weights_need_fewer_and_smaller_steps() -> None:
-    start, nothing = DenoiseOptions(), DenoiseOptions(init="random")
+    start, nothing = (DenoiseOptions(init=init).settled() for init in ("pretrained", "random"))
     assert start.max_steps < nothing.max_steps and start.learning_rate < nothing.learning_rate
-    assert start.from_nothing() == nothing
     given = DenoiseOptions(max_steps=7, learning_rate=0.5)
-    assert (given.max_steps, given.learning_rate) == (7, 0.5)
-    assert (given.from_nothing().max_steps, given.from_nothing().learning_rate) == (7, 0.5)
+    assert given.settled() == given
+
+
+@pytest.mark.parametrize("typed", [(), ("--max-steps", "100", "--learning-rate", "0.001")])
+def test_a_compared_network_takes_what_was_typed_even_if_it_is_the_default(
+    tmp_path: Path, typed: tuple[str, ...]
+) -> None:
+    """And so does it when the written file repeats the call."""
+    file = tmp_path / "config.toml"
+    file.write_text(configure(*typed).to_toml())
+    nothing = DenoiseOptions(init="random").settled()
+    for config in (configure(*typed), configure("--config-file", str(file))):
+        other = denoiser_options(config.method).settled()
+        expected = (100, 0.001) if typed else (nothing.max_steps, nothing.learning_rate)
+        assert (other.max_steps, other.learning_rate) == expected
 
 
 @pytest.mark.parametrize(

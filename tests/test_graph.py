@@ -125,7 +125,7 @@ def test_the_denoiser_differs_in_network_and_loss_only(tmp_path: Path) -> None:
     workflow = _build(tmp_path, ["sub-01"], method=method, compare=("denoiser",))
     own = workflow.get_node("sub_01_wf.denoise_wf.denoise").inputs
     other = workflow.get_node("sub_01_wf.compare_denoiser_wf.denoise_wf.denoise").inputs
-    assert DenoiseOptions(**other.options) == method.from_nothing(model="denoiser", loss="l1")
+    assert DenoiseOptions(**other.options) == replace(method, init="random", model="denoiser", loss="l1")
     assert own.checkpoint_dir != other.checkpoint_dir
 
 

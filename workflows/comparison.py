@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _SENTENCES = {
 
 def denoiser_options(method: DenoiseOptions) -> DenoiseOptions:
     """Return the options of the method ``denoiser``: everything alike but network, loss and weights."""
-    return method.from_nothing(model="denoiser", loss="l1")
+    return dataclasses.replace(method, init="random", model="denoiser", loss="l1")
 
 
 def init_compare_wf(

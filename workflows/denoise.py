@@ -76,7 +76,7 @@ def init_denoise_wf(
         How it went (JSON).
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _describe(method, given_noise_map)
+    workflow.__desc__ = _describe(method.settled(), given_noise_map)
     inputs = ["dwi_file", "gradients_file", "mask_file", "noise_map"]
     outputs = ["denoised_file", "sigma_file", "uncertainty_file", "timeseries_file", "info_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")

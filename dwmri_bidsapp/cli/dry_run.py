@@ -87,7 +87,7 @@ def expect(shape: tuple[int, ...], method: DenoiseOptions, n_threads: int) -> Ex
     n_threads
         CPU threads.
     """
-    n_values = math.prod(shape)
+    method, n_values = method.settled(), math.prod(shape)
     patch_voxels = method.batch_size * method.accumulation_steps * method.patch_size**3
     width = method.base_filters / 16
     seconds = (

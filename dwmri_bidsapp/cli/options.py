@@ -24,7 +24,7 @@ SLOPPY: dict[str, Any] = {
 """What ``--sloppy`` stands for, where the options do not say otherwise."""
 
 _MEANINGS = {
-    "sloppy": {*SLOPPY, "learning_rate"},  # that of its other start
+    "sloppy": set(SLOPPY),
     "low_mem": {"batch_size", "accumulation_steps", "omp_nthreads"},
 }
 """Settings that a switch changes."""
