@@ -72,7 +72,9 @@ def test_sixteen_bits_are_as_good(
     phantom: Phantom, noisy: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, supported: bool, name: str
 ) -> None:
     exact = on("cuda", phantom, noisy, dataclasses.replace(STEPS, mixed_precision=False))
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: supported)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_capability", lambda device=None: (8, 0) if supported else (7, 5)
+    )
     mixed = on("cuda", phantom, noisy)
     assert mixed.info["precision"] == name
     assert mixed.info["stop_reason"] == "max-steps"

@@ -14,10 +14,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, bf16: bool = True) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    # emulation must not be asked for: on old GPUs it is "supported" and slow
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if bf16 else (7, 5))
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0, "cpu"), (1, "cuda")])
@@ -54,6 +51,16 @@ def test_gpu_precision(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: to
     precision = choose_precision(CUDA, mixed=True)
     assert precision.autocast is expected
     assert precision.scales_loss is (expected is torch.float16)
+
+
+def test_precision_is_that_of_the_chosen_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first GPU, which is the current one, is too old for bf16; the second has it."""
+    capabilities = [(7, 5), (9, 0)]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: capabilities[device.index if device else 0]
+    )
+    formats = [choose_precision(torch.device("cuda", index), mixed=True).autocast for index in (0, 1)]
+    assert formats == [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def choose_precision(device: torch.device, mixed: bool) -> Precision:
     if not mixed:
         return Precision(None)
     if device.type == "cuda":
-        return Precision(
-            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        )
+        # torch.cuda.is_bf16_supported would ask the current GPU; they compute bf16 since Ampere
+        since_ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return Precision(torch.bfloat16 if since_ampere else torch.float16)
     # emulated bf16 is slower than float32: only AVX512-BF16 and AMX gain
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     gains = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
