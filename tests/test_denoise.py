@@ -203,6 +203,21 @@ def test_same_seed_same_bits_and_the_input_is_not_touched(
     assert not np.array_equal(other.dwi_xyzv, one.dwi_xyzv)
 
 
+def test_convolutions_in_float32_are_not_rounded_to_tf32() -> None:
+    """The flag counts on GPUs only, and is seen anywhere."""
+    data, gradients, mask = small_input()
+    options = dataclasses.replace(QUICK, max_steps=1, patch_size=8)
+    seen: list[bool] = []
+
+    def look(*_: object) -> None:
+        seen.append(torch.backends.cudnn.allow_tf32)
+
+    before = torch.backends.cudnn.allow_tf32
+    denoise(data, gradients, mask, options, device="cpu", progress=look)
+    assert seen and not any(seen)
+    assert torch.backends.cudnn.allow_tf32 == before, "others may want it"
+
+
 def test_overwriting_gives_the_same_in_the_given_array(phantom: Phantom, noisy: NDArray[np.float32]) -> None:
     data = noisy.copy()
     expected = denoise(noisy, phantom.gradients, phantom.mask_xyz, UNTRAINED, device="cpu")

@@ -22,7 +22,7 @@ from ..options import DenoiseOptions, shipped_weights
 from .blind import blind_local_pca, bounding_box
 from .context import N_CHANNELS, N_COORDINATES, build_context
 from .fusion import ESTIMATES, FUSION, SINGLE_B0, make_fusion
-from .hardware import choose_device, choose_precision
+from .hardware import choose_device, choose_precision, exact_float32
 from .local_pca import angular_contrasts, overcomplete_local_pca
 from .model import DenoiserNet, MultiScaleDetailNet
 from .noise import check_noise_map, correct_rician_bias, noise_of_signals
@@ -118,7 +118,7 @@ def denoise(
     _check_shapes(dwi_xyzv, gradients, mask_xyz)
     place = choose_device(device)
     try:
-        with keeping_memory():
+        with keeping_memory(), exact_float32():
             return _denoise(
                 dwi_xyzv,
                 gradients,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,3 +78,14 @@ def choose_precision(device: torch.device, mixed: bool) -> Precision:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     gains = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
     return Precision(torch.bfloat16 if gains else None)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Convolve float32 as float32: PyTorch has cuDNN round it to TF32, of 10 bits, on GPUs since Ampere."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
