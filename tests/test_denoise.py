@@ -354,6 +354,18 @@ def test_bias_correction_lowers_the_bias(phantom: Phantom) -> None:
     assert abs(bias[1]) < 0.4 * bias[0]
 
 
+def test_uncertainty_of_corrected_values_holds_the_slope_of_the_correction() -> None:
+    """Near the floor the correction takes small errors far apart; 95% of the intervals are to hold the signal."""
+    gradients = make_protocol(3, {3000.0: 30}, np.random.default_rng(0))
+    phantom = simulate_phantom(gradients=gradients, seed=5, shape=(21, 25, 17))
+    data, _ = noisy_run(phantom, 15)
+    options = dataclasses.replace(UNTRAINED, bias_correction="rician")
+    found = denoise(data, gradients, phantom.mask_xyz, options, device="cpu")
+    off_nv = np.abs(found.dwi_xyzv - phantom.clean_xyzv)[phantom.mask_xyz][:, gradients.dwi]
+    held = np.mean(off_nv <= 1.96 * found.uncertainty_xyz[phantom.mask_xyz][:, None])
+    assert 0.93 < held < 0.98
+
+
 def test_noise_map_of_the_user_is_used(
     phantom: Phantom, noisy: NDArray[np.float32], sigma_xyz: NDArray[np.float32]
 ) -> None:

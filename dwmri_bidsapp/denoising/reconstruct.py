@@ -47,7 +47,8 @@ class Reconstruction:
     blend
         Whether the measurement, and the local PCA, get a share; otherwise the result is the blind prediction.
     floor_stays
-        Whether the result keeps the noise floor of magnitudes, which then counts as an error.
+        Whether the result keeps the noise floor of magnitudes, which then counts as an error; where it is taken away
+        afterwards, errors grow by the slope of that correction.
     local_pca
         Whether the local PCA gets a share.
     fusion, single_b0
@@ -167,13 +168,20 @@ class Reconstruction:
         noise_n = voxels.gather(noise)
         error_n = variance * noise_n / (variance + noise_n) if self.blend else variance
         if self.context.shell[volume] > 0:
-            self._variance_n += error_n
-            if self.floor_stays:
-                self._variance_n += look_up(p_n, self._bias_table).square()
+            self._variance_n += self._final_error(p_n, error_n)
             self._n_dwi += 1
         if not self.blend:
             return p_n, float(error_n.mean())
         return p_n + variance / (variance + noise_n) * (measured_n - p_n), float(error_n.mean())
+
+    def _final_error(self, p_n: Tensor, error_n: Tensor) -> Tensor:
+        """Mean square error (N,) with the noise floor in it, or with what its correction makes of the error."""
+        if self.floor_stays:
+            return error_n + look_up(p_n, self._bias_table).square()
+        step_n = error_n.sqrt()
+        # over the error's own range, as the slope has no bound at the floor; below it there is none
+        spread_n = look_up(p_n - step_n, self._bias_table) - look_up(p_n + step_n, self._bias_table)
+        return (step_n + spread_n.clamp(min=0.0) / 2).square()
 
 
 def pca_share(error: float) -> float:
