@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def _copy_b0_series(series: B0Series, bids_dir: Path, out_dir: Path) -> None:
     for table in series.tables:
         _copy(table, folder / f"{label}{table.suffix}")
     if series.metadata:
-        atomic_write(folder / f"{label}.json", _json(dict(series.metadata)))
+        atomic_write(folder / f"{label}.json", _json(_intended_for_denoised(series.metadata, out_dir)))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -131,10 +131,8 @@ def _copy_others(bids_dir: Path, out_dir: Path, subject_dir: Path) -> None:
             continue
         if source.name.endswith("_scans.tsv"):
             atomic_write(target, _scans_that_exist(source, target))
-        elif source.suffix == ".json" and (
-            sidecar := _with_names_in_target(source, out_dir / subject_dir.name)
-        ):
-            atomic_write(target, sidecar)
+        elif source.suffix == ".json":
+            _copy_json(source, target, out_dir)
         else:
             _copy(source, target)
 
@@ -154,25 +152,31 @@ def _copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _with_names_in_target(source: Path, subject_dir: Path) -> str:
-    """Return a sidecar that is intended for uncompressed series which were denoised; nothing for any other."""
+def _copy_json(source: Path, target: Path, out_dir: Path) -> None:
     try:
         content = json.loads(_read_text(source))
     except ValueError:
-        return ""
-    intended = content.get("IntendedFor") if isinstance(content, dict) else None
+        content = None
+    renamed = _intended_for_denoised(content, out_dir) if isinstance(content, dict) else content
+    if renamed == content:
+        _copy(source, target)
+    else:
+        atomic_write(target, json.dumps(renamed, indent=2, ensure_ascii=False) + "\n")
+
+
+def _intended_for_denoised(metadata: Mapping[str, Any], out_dir: Path) -> dict[str, Any]:
+    """Metadata that are intended for uncompressed series which were denoised, with the new names of these."""
+    intended = metadata.get("IntendedFor")
     names = intended if isinstance(intended, list) else [intended]
-    renamed = [_compressed(name, subject_dir) if isinstance(name, str) else name for name in names]
-    if renamed == names:
-        return ""
-    content["IntendedFor"] = renamed if isinstance(intended, list) else renamed[0]
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    renamed = [_compressed(name, out_dir) if isinstance(name, str) else name for name in names]
+    changed = {"IntendedFor": renamed if isinstance(intended, list) else renamed[0]}
+    return {**metadata, **(changed if renamed != names else {})}
 
 
-def _compressed(name: str, subject_dir: Path) -> str:
-    """What ``IntendedFor`` has to call a series: by its place in the dataset (``bids::``) or in the participant."""
+def _compressed(name: str, out_dir: Path) -> str:
+    """What ``IntendedFor`` has to call a series: by its place in the dataset (``bids::``) or in its participant."""
     inside = name.removeprefix("bids::")
-    folder = subject_dir if inside == name else subject_dir.parent
+    folder = out_dir / Path(name).name.partition("_")[0] if inside == name else out_dir
     other = inside.endswith("_dwi.nii") and _name_in_target(folder, folder, inside) == f"{inside}.gz"
     return f"{name}.gz" if other else name
 
@@ -213,6 +217,8 @@ def _write_root(bids_dir: Path, out_dir: Path) -> None:
         if source.name.startswith("participants.tsv"):
             atomic_write(out_dir / source.name, _participants_that_exist(source, out_dir))
         # Gradient tables stand beside each image now: inherited ones would only be found a second time.
+        elif source.suffix == ".json":
+            _copy_json(source, out_dir / source.name, out_dir)
         elif source.suffix not in (".bval", ".bvec"):
             _copy(source, out_dir / source.name)
     atomic_write(out_dir / "README", _readme(bids_dir))

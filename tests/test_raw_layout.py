@@ -219,6 +219,24 @@ def test_fieldmaps_are_intended_for_the_compressed_series(
         assert json.loads(copied.read_text()) == {"Site": "Zürich", "IntendedFor": expected}
 
 
+def test_what_is_inherited_and_series_of_b0_are_intended_for_the_compressed_series_too(
+    out_dir: Path, bids_dir: Path
+) -> None:
+    acquired = "ses-a/dwi/sub-01_ses-a_acq-x_dwi.nii"
+    of_others = "ses-a/dwi/sub-02_ses-a_dwi.nii"
+    inherited = bids_dir / "phasediff.json"
+    inherited.write_text(json.dumps({"IntendedFor": [acquired, f"bids::sub-01/{acquired}", of_others]}))
+    dwi = image(bids_dir / "sub-01/ses-a/dwi/sub-01_ses-a_dir-PA_dwi.nii", (6, 6, 6, 1))
+    series = B0Series(dwi=dwi, tables=(), subject="01", metadata={"IntendedFor": acquired})
+    write_raw_dataset(bids_dir, out_dir, [run_of(bids_dir)], [series])
+    assert json.loads((out_dir / inherited.name).read_text()) == {
+        "IntendedFor": [f"{acquired}.gz", f"bids::sub-01/{acquired}.gz", of_others]
+    }
+    sidecar = out_dir / "sub-01/ses-a/dwi/sub-01_ses-a_dir-PA_dwi.json"
+    assert json.loads(sidecar.read_text()) == {"IntendedFor": f"{acquired}.gz"}
+    assert (sidecar.with_suffix(".nii")).exists()
+
+
 def test_tables_know_no_quotes_and_may_have_blank_lines(out_dir: Path, bids_dir: Path) -> None:
     scans = bids_dir / "sub-01/ses-a/sub-01_ses-a_scans.tsv"
     row = 'anat/sub-01_ses-a_T1w.nii.gz\t"coil 12" long'
