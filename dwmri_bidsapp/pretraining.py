@@ -243,8 +243,9 @@ def _predicted(
     """Context and blind base of a run, cut to the box of its mask."""
     mask = _cut_to_box(mask_xyz)
     snr = to_snr_units(signals_of(noisy_xyzv, mask_xyz), sigma_xyz[mask_xyz])
-    options, n = DenoiseOptions(block=block), gradients.n_volumes
-    base = blind_local_pca(snr, mask, block=options.block_edge(n), grids=options.block_grids(n))
+    edge = DenoiseOptions(block=block).block_edge(gradients.n_volumes)
+    # of one grid: weights made for the average of two gave more error with it, see docs/research-log.md
+    base = blind_local_pca(snr, mask, block=edge)
     volumes = np.flatnonzero(gradients.dwi if gradients.b0.sum() < 2 else np.ones(gradients.n_volumes, bool))
     return build_context(snr, base.base_vn, mask, gradients, volumes.tolist()), base
 
