@@ -114,7 +114,7 @@ def denoise(
     TryAgainError
         The device's memory is too small.
     """
-    options = (options or DenoiseOptions()).settled()
+    options = options or DenoiseOptions()
     _check_shapes(dwi_xyzv, gradients, mask_xyz)
     place = choose_device(device)
     try:

@@ -159,6 +159,7 @@ def train(
     progress
         Called with step, number of steps and held-out loss after every evaluation.
     """
+    options = options.settled()
     trainer = _State(model, context, mask_xyz, options, precision, checkpoint_dir)
     if options.max_steps == 0:
         trainer.evaluate(float("nan"))
