@@ -399,13 +399,20 @@ def test_it_learns_to_average_noise_away_from_noisy_targets(network: type[Networ
     assert 1.0 < loss < 1.6, "the base alone costs 2, the best possible 1.1"
 
 
-def test_channel_attention_takes_mean_and_maximum_of_the_window_that_lies_inside() -> None:
-    attention = ChannelAttention(3, 2, window=5)
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("size", [(5, 6, 9), (1, 2, 3)])
+def test_channel_attention_takes_mean_and_maximum_of_the_window_that_lies_inside(
+    size: tuple[int, int, int], learns: bool
+) -> None:
+    attention = ChannelAttention(3, 2, window=5).requires_grad_(learns)
     _randomise(attention)
-    features = torch.randn(1, 3, 5, 6, 9, generator=_generator())
+    features = torch.randn(1, 3, *size, generator=_generator())
     reduced = attention.reduce(features)
-    mean = functional.avg_pool3d(reduced, 5, 1, 2, count_include_pad=False)
-    highest = functional.max_pool3d(reduced, 5, 1, 2)
+    windows = functional.pad(reduced, [2] * 6, value=float("nan"))
+    for axis in (2, 3, 4):
+        windows = windows.unfold(axis, 5, 1)
+    mean = windows.flatten(5).nanmean(dim=5)
+    highest = windows.flatten(5).nan_to_num(-100.0).amax(dim=5)
     hidden = functional.leaky_relu(mean, 0.1) + functional.leaky_relu(highest, 0.1)
     torch.testing.assert_close(attention(features), attention.expand(hidden).sigmoid())
 

@@ -30,6 +30,22 @@ def test_values_and_images_are_the_same() -> None:
     two = cut.images([cut.values(image[mask]), 3 * cut.values(image[mask])])
     assert two.shape == (5, 4, 3, 2) and two.is_contiguous()
     assert torch.equal(two, torch.stack([image[box], 3 * image[box]], dim=3))
+    # a box that holds the whole mask, and more
+    roomy = torch.nn.functional.pad(mask, (0, 1, 2, 0, 0, 3))
+    values = image[mask]
+    whole = Voxels(roomy).cut((slice(0, 10), slice(1, 8), slice(0, 6)))
+    expected = torch.nn.functional.pad(image, (0, 1, 2, 0, 0, 3))[:, 1:]
+    assert torch.equal(whole.image(values), expected)
+
+
+def test_cuts_of_the_same_box_are_made_once_and_few_are_kept() -> None:
+    voxels = Voxels(torch.ones((40, 2, 2), dtype=torch.bool))
+    boxes = [(slice(i, i + 2), slice(0, 2), slice(0, 2)) for i in range(30)]
+    first = voxels.cut(boxes[0])
+    assert voxels.cut(boxes[0]) is first
+    for box in boxes:
+        assert torch.equal(voxels.cut(box).index_m, torch.arange(4 * box[0].start, 4 * box[0].stop))
+    assert voxels.cut(boxes[0]) is not first
 
 
 def test_freed_memory_is_kept_for_the_next_tensor_and_then_given_back() -> None:

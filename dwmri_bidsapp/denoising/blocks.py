@@ -76,9 +76,9 @@ def against_base(inputs: Tensor) -> Tensor:
     A correction is made of such differences: without them, the network first has to learn to
     cancel the anatomy that all channels share. Taken before any rounding to half precision.
     """
-    contrasts = inputs.clone(memory_format=LAYOUT)
-    contrasts[:, 1:] -= inputs[:, :1]
-    return contrasts
+    others = inputs.new_ones((1, inputs.shape[1], 1, 1, 1))
+    others[:, 0] = 0.0
+    return torch.addcmul(inputs, inputs[:, :1], others, value=-1.0).contiguous(memory_format=LAYOUT)
 
 
 def own_precision(tensor: Tensor) -> torch.autocast:
@@ -287,11 +287,27 @@ class ChannelAttention(nn.Module):
         reduced = highest = self.reduce(features_bcxyz)
         with own_precision(reduced):
             for box in self.boxes:
-                highest = functional.max_pool3d(highest, box, 1, [edge // 2 for edge in box])
+                highest = _line_maximum(highest, box)
         # voxels of the window that lie outside the input are left out of the mean
         coverage = self.average(torch.ones_like(reduced[:1]))
         mean = self.average(reduced) / coverage
         return torch.sigmoid(self.expand(activate(mean) + functional.leaky_relu(highest, SLOPE)))
+
+
+def _line_maximum(features_bcxyz: Tensor, box: tuple[int, int, int]) -> Tensor:
+    """Maximum over a window of an odd number of voxels along one axis: the only one along which the box is longer."""
+    if features_bcxyz.requires_grad:
+        # its gradient takes an eighth of the time that of the other way takes
+        return functional.max_pool3d(features_bcxyz, box, 1, [edge // 2 for edge in box])
+    # a quarter of the time of pooling on a CPU
+    axis, window = 2 + box.index(max(box)), max(box)
+    n = features_bcxyz.shape[axis]
+    highest = features_bcxyz.clone()
+    for step in range(1, min(window // 2, n - 1) + 1):
+        for to, start in ((0, step), (step, 0)):
+            part = highest.narrow(axis, to, n - step)
+            torch.maximum(part, features_bcxyz.narrow(axis, start, n - step), out=part)
+    return highest
 
 
 class SpatialAttention(nn.Module):

@@ -178,7 +178,8 @@ def _denoise(
     watch = _Stopwatch()
     warnings: list[str] = []
     box = bounding_box(mask_xyz)
-    mask = torch.from_numpy(np.ascontiguousarray(mask_xyz[box]))
+    # of even size, or the network would fill up every volume
+    mask = torch.from_numpy(np.pad(mask_xyz[box], [(0, (b.stop - b.start) % 2) for b in box]))
     signal_vn = signals_of(dwi_xyzv, mask_xyz, storage)
     sigma_xyz = _noise_level(signal_vn, mask_xyz, given_sigma_xyz, warnings)
     watch.lap("noise")
@@ -269,7 +270,7 @@ def _denoise(
             image_xyz[mask_xyz] = signal_n
         result_xyzv[..., volume] = image_xyz
     uncertainty_xyz = np.zeros_like(sigma_xyz)
-    uncertainty_xyz[box] = reconstruction.uncertainty().cpu().numpy() * sigma_xyz[box]
+    uncertainty_xyz[mask_xyz] = reconstruction.uncertainty().cpu().numpy() * sigma_n
     watch.lap("blending")
 
     info = {

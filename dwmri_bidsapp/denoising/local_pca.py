@@ -137,27 +137,30 @@ def _project(data_nv: Tensor, index_ws: Tensor, contrasts_vk: Tensor) -> tuple[T
     centred_wsv, mean_wv, cov_wvv, count_w = window_moments(data_nv, index_ws)
     values_wv, vectors_wvv = eigh(cov_wvv)
     signal_wv = (values_wv > bulk_edge(data_nv.shape[1] / count_w)[:, None]).float()
-    kept_wvc = vectors_wvv * signal_wv[:, None, :]
     rank_w = signal_wv.sum(dim=1)
+    # the largest ones, which come last; most windows keep few
+    most = int(rank_w.max())
+    values_wc = values_wv[:, values_wv.shape[1] - most :]
+    kept_wvc = (vectors_wvv * signal_wv[:, None, :])[:, :, values_wv.shape[1] - most :]
     if contrasts_vk.shape[1]:
-        angular_wvk = _angular_components(cov_wvv, values_wv, kept_wvc, contrasts_vk, count_w)
+        angular_wvk = _angular_components(cov_wvv, values_wc, kept_wvc, contrasts_vk, count_w)
         rank_w = rank_w + angular_wvk.square().sum(dim=(1, 2)).round()
         kept_wvc = torch.cat([kept_wvc, angular_wvk], dim=2)
     return mean_wv[:, None] + (centred_wsv @ kept_wvc) @ kept_wvc.mT, rank_w
 
 
 def _angular_components(
-    cov_wvv: Tensor, values_wv: Tensor, kept_wvv: Tensor, contrasts_vk: Tensor, count_w: Tensor
+    cov_wvv: Tensor, values_wc: Tensor, kept_wvc: Tensor, contrasts_vk: Tensor, count_w: Tensor
 ) -> Tensor:
     """Orthonormal components (W, V, K) of angular contrast that stand out once the kept ones are taken away.
 
     The others are zero.
     """
-    shared_wvk = kept_wvv.mT @ contrasts_vk
-    left_wvk = contrasts_vk - kept_wvv @ shared_wvk
+    shared_wck = kept_wvc.mT @ contrasts_vk
+    left_wvk = contrasts_vk - kept_wvc @ shared_wck
     # moments of what is left of the contrasts, from those of the window: the kept components are eigenvectors of it
-    length_wkk = torch.eye(contrasts_vk.shape[1]) - shared_wvk.mT @ shared_wvk
-    cov_wkk = contrasts_vk.T @ cov_wvv @ contrasts_vk - shared_wvk.mT @ (values_wv[:, :, None] * shared_wvk)
+    length_wkk = torch.eye(contrasts_vk.shape[1]) - shared_wck.mT @ shared_wck
+    cov_wkk = contrasts_vk.T @ cov_wvv @ contrasts_vk - shared_wck.mT @ (values_wc[:, :, None] * shared_wck)
     length_wk, axes_wkk = eigh(length_wkk)
     scale_wk = torch.where(length_wk > LEAST_LEFT, length_wk.clamp(min=LEAST_LEFT).rsqrt(), 0.0)
     whitening_wkk = axes_wkk * scale_wk[:, None, :]

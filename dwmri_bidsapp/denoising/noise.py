@@ -64,16 +64,21 @@ def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]
     mask = torch.from_numpy(np.ascontiguousarray(mask_xyz))
     index_ws, centre_w3 = _full_windows(mask, torch.from_numpy(_with_signal(signal_vn)), edge, n_volumes)
     unit = float(np.mean([np.abs(values_n).mean(dtype=np.float64) for values_n in signal_vn])) or 1.0
-    variances, moments = [], []
+    n_windows = len(index_ws)
+    values_wv, square_wv = torch.empty(n_windows, n_volumes), torch.empty(n_windows, n_volumes)
+    free_w = torch.empty(n_windows)
+    start = 0
     for _, rows_nv, part_ws in slabs(torch.from_numpy(signal_vn), index_ws, VALUES_AT_ONCE):
-        _, mean_wv, cov_wvv, count_w = window_moments(rows_nv / unit, part_ws)
+        part = slice(start, start + len(part_ws))
+        _, mean_wv, cov_wvv, free_w[part] = window_moments(rows_nv / unit, part_ws)
         # LAPACK finds NaN among numbers next to nothing, which exactly low-rank data leave
         cov_wvv.diagonal(dim1=1, dim2=2).add_(1e-10)
-        variances.append(noise_variance(eigvalsh(cov_wvv), count_w))
-        share_w1 = (count_w / (count_w + 1))[:, None]
-        moments.append(cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square())
-    spread_w = torch.cat(variances).sqrt().double().numpy()
-    sigma_w = unit * rician_sigma(spread_w, torch.cat(moments).double().numpy())
+        values_wv[part] = eigvalsh(cov_wvv)
+        share_w1 = (free_w[part] / (free_w[part] + 1))[:, None]
+        square_wv[part] = cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square()
+        start = part.stop
+    spread_w = noise_variance(values_wv, free_w).sqrt().double().numpy()
+    sigma_w = unit * rician_sigma(spread_w, square_wv.double().numpy())
     return _spread_to_voxels(centre_w3.numpy(), sigma_w, mask_xyz, edge)
 
 

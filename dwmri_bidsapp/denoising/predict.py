@@ -81,9 +81,10 @@ def tiles_of(mask_xyz: Tensor, tile: int = TILE, *, halo: int) -> list[tuple[Box
             where = line.nonzero().flatten()
             start, stop = whole.start + int(where[0]), whole.start + int(where[-1]) + 1
             kept.append(slice(start, stop))
-            # even starts: the half-resolution path of every tile lies on one grid
+            # even starts: the half-resolution path of every tile lies on one grid; even sizes need no filling up
             first = max(0, start - halo) // 2 * 2
-            seen.append(slice(first, min(mask_xyz.shape[axis], stop + halo)))
+            last = stop + halo
+            seen.append(slice(first, min(mask_xyz.shape[axis], last + (last - first) % 2)))
         tiles.append(((seen[0], seen[1], seen[2]), (kept[0], kept[1], kept[2])))
     return tiles
 

@@ -118,8 +118,8 @@ class Reconstruction:
         return self._fused(self.single_b0, volume, (pca_n, self._measured(volume)))
 
     def uncertainty(self) -> Tensor:
-        """Expected error (root mean square) of a denoised diffusion-weighted volume, (X, Y, Z), in SNR units."""
-        return self._voxels.scatter(ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt())
+        """Expected error (root mean square) of a denoised diffusion-weighted volume, (N,), in SNR units."""
+        return ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt()
 
     def shell_shares(self) -> dict[int, float]:
         """Mean share of the local PCA in the volumes of each shell."""

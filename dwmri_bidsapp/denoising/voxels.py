@@ -22,6 +22,9 @@ from torch import Tensor
 
 Box = tuple[slice, slice, slice]
 
+# as many as large brains have tiles
+CUTS_KEPT = 16
+
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NO_LIMIT = 2**31 - 1
@@ -56,6 +59,8 @@ class Voxels:
         index = torch.zeros(mask_xyz.numel(), dtype=torch.long, device=mask_xyz.device)
         index[self.where_n] = torch.arange(len(self.where_n), device=mask_xyz.device)
         self.index_xyz = index.view(mask_xyz.shape)
+        # every volume is predicted in the same few tiles; the patches of a training are all different
+        self._cut = lru_cache(maxsize=CUTS_KEPT)(self._make_cut)
 
     def __len__(self) -> int:
         return len(self.where_n)
@@ -71,7 +76,11 @@ class Voxels:
 
     def cut(self, box: Box) -> Cut:
         """The voxels in a box."""
-        return Cut(self.index_xyz[box], self.mask_xyz[box])
+        return self._cut(*((axis.start, axis.stop) for axis in box))
+
+    def _make_cut(self, *ends: tuple[int, int]) -> Cut:
+        box = tuple(slice(*pair) for pair in ends)
+        return Cut(self.index_xyz[box], self.mask_xyz[box], len(self))
 
 
 class Cut:
@@ -83,18 +92,22 @@ class Cut:
         (X, Y, Z) of the box: number of each voxel in the list of all; anything outside the mask.
     mask_xyz
         (X, Y, Z) bool of the box.
+    n_voxels
+        Voxels of the whole mask.
     """
 
-    def __init__(self, index_xyz: Tensor, mask_xyz: Tensor) -> None:
+    def __init__(self, index_xyz: Tensor, mask_xyz: Tensor, n_voxels: int) -> None:
         where_m = mask_xyz.flatten().nonzero().flatten()
         self.index_m = index_xyz.flatten().index_select(0, where_m)
+        # the list of all is in the order of the box then
+        self.holds_all = len(where_m) == n_voxels
         # outside the mask, the row of zeros after all others
         self.row_xyz = torch.full_like(index_xyz, len(where_m), memory_format=torch.contiguous_format)
         self.row_xyz.view(-1)[where_m] = torch.arange(len(where_m), device=index_xyz.device)
 
     def values(self, values_n: Tensor) -> Tensor:
         """Values (M,) of the box's voxels, float32, out of the values (N,) of all."""
-        return values_n.index_select(0, self.index_m).float()
+        return (values_n if self.holds_all else values_n.index_select(0, self.index_m)).float()
 
     def images(self, values_cm: Sequence[Tensor]) -> Tensor:
         """Images (X, Y, Z, C) of the box, zero outside the mask, of values (M,) of its voxels."""
