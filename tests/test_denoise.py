@@ -305,9 +305,18 @@ def test_runs_of_few_volumes_have_smaller_blocks(n_dwi: int, edge: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_volumes", "block", "grids"), [(59, AUTOMATIC, 2), (60, AUTOMATIC, 1), (59, 3, 2), (59, 1, 1)]
+    ("n_volumes", "block", "grids"),
+    [
+        (59, AUTOMATIC, 2),
+        (60, AUTOMATIC, 1),
+        (79, 2, 1),
+        (80, AUTOMATIC, 2),
+        (59, 3, 2),
+        (59, 1, 1),
+        (200, 1, 1),
+    ],
 )
-def test_few_volumes_are_predicted_on_two_grids_unless_they_are_the_same(
+def test_volumes_are_predicted_on_two_grids_unless_it_takes_too_long_or_they_are_the_same(
     n_volumes: int, block: int, grids: int
 ) -> None:
     assert DenoiseOptions(block=block).block_grids(n_volumes) == grids

@@ -4,7 +4,7 @@ The brain is cut into small blocks. The mean and the covariance over volumes of 
 the block itself, give one linear predictor of each volume from all the others. Neither the voxel's own value in the
 predicted volume nor, through the covariance, any value of its block is used, so its noise cannot come back.
 
-Where a block begins is arbitrary, and costs: the windows around a voxel at its edge lie to one side. So small runs are
+Where a block begins is arbitrary, and costs: the windows around a voxel at its edge lie to one side. So a run may be
 predicted on two grids of blocks, shifted against each other, and both predictions averaged.
 
 Axes: ``x y z`` space, ``v`` volume, ``b`` block, ``s`` voxel (sample) of a block, ``i j k`` grid of blocks, ``n``
