@@ -137,6 +137,10 @@ class DenoiseOptions:
         """Number of grids of blocks for a run of so many volumes."""
         return 1 if n_volumes in ONE_GRID or self.block_edge(n_volumes) == 1 else 2
 
+    def mirrored(self, n_volumes: int) -> bool:
+        """Whether a run of so many volumes is predicted as it is and mirrored; many volumes take long as it is."""
+        return n_volumes < MANY_VOLUMES
+
     def settled(self) -> DenoiseOptions:
         """The same options with the steps and the learning rate of their start, where these were left open."""
         start = "random" if self.init == "random" else "pretrained"

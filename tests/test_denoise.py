@@ -304,6 +304,21 @@ def test_runs_of_few_volumes_have_smaller_blocks(n_dwi: int, edge: int) -> None:
     assert not np.array_equal(open_choice, result(5 - edge))
 
 
+def test_few_volumes_are_predicted_mirrored_as_well_which_lowers_the_error(
+    monkeypatch: pytest.MonkeyPatch, phantom: Phantom, noisy: NDArray[np.float32]
+) -> None:
+    assert DenoiseOptions().mirrored(59) and not DenoiseOptions().mirrored(60)
+
+    def error() -> float:
+        options = DenoiseOptions(max_steps=0)
+        found = denoise(noisy, phantom.gradients, phantom.mask_xyz, options, device="cpu").dwi_xyzv
+        return float(errors(found, phantom)[phantom.gradients.dwi].mean())
+
+    mirrored = error()
+    monkeypatch.setattr(DenoiseOptions, "mirrored", lambda self, n_volumes: False)
+    assert mirrored < 0.998 * error()
+
+
 @pytest.mark.parametrize(
     ("n_volumes", "block", "grids"),
     [

@@ -79,3 +79,34 @@ def test_b0_comes_back_in_snr_units() -> None:
     for volume in range(9):
         found = predict_volume(model, context, volume, tiles, Precision(None))
         torch.testing.assert_close(found, base[volume].float(), atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", [MultiScaleDetailNet, DenoiserNet])
+def test_mirrored_predictions_have_no_handedness(network: type) -> None:
+    """The prediction of a mirrored run is the mirrored prediction, which a network alone does not give."""
+    gradients = make_protocol(2, {1000.0: 7}, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(0)
+    snr, base = (20 * torch.rand((9, 8, 6, 10), generator=generator) for _ in range(2))
+    mask = torch.ones((8, 6, 10), dtype=torch.bool)
+    extra = {"coordinates_per_channel": N_COORDINATES} if network is MultiScaleDetailNet else {}
+    torch.manual_seed(2)
+    model = network(N_CHANNELS, 1, 4, **extra).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    tiles = tiles_of(mask, halo=0)
+
+    def predictions(*, mirrored: bool) -> list[torch.Tensor]:
+        """Of the run, and of the mirrored run mirrored back."""
+        found = []
+        for axes in ((), (1, 2, 3)):
+            context = build_context(
+                snr.flip(axes).flatten(1), base.flip(axes).flatten(1), mask, gradients, range(9)
+            )
+            found.append(predict_volume(model, context, 4, tiles, Precision(None), mirrored=mirrored))
+        return [found[0], found[1].flip(0, 1, 2)]
+
+    plain, back = predictions(mirrored=False)
+    assert float((plain - back).abs().max()) > 0.05
+    both, same = predictions(mirrored=True)
+    torch.testing.assert_close(both, same, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(both, (plain + back) / 2, atol=1e-4, rtol=1e-5)

@@ -233,6 +233,7 @@ def _denoise(
         local_pca="local-pca" not in options.leave_out,
         fusion=load_fusion(options, FUSION, device),
         single_b0=load_fusion(options, SINGLE_B0, device),
+        mirrored=options.mirrored(gradients.n_volumes),
     )
     reconstruction.predict()
     watch.lap("prediction")

@@ -24,6 +24,8 @@ def predict_volume(
     volume: int,
     tiles: list[tuple[Box, Box]],
     precision: Precision,
+    *,
+    mirrored: bool = False,
 ) -> Tensor:
     """What a network makes of one volume.
 
@@ -39,6 +41,9 @@ def predict_volume(
         Boxes to compute and boxes to keep, from :func:`tiles_of`.
     precision
         Number format of the forward pass.
+    mirrored
+        Take the mean of this prediction and of that of the mirrored volume, whose errors differ; directions are known
+        to the networks by their angles to each other only, which stay.
 
     Returns
     -------
@@ -53,6 +58,10 @@ def predict_volume(
             torch.autocast(context.device.type, precision.autocast, enabled=precision.autocast is not None),
         ):
             output = model(inputs, coordinates)[0, 0].float()
+            if mirrored:
+                inputs = inputs.flip(2, 3, 4)
+                output += model(inputs, coordinates)[0, 0].float().flip(0, 1, 2)
+                output /= 2
         inner = tuple(slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True))
         prediction[kept] = output[inner] / context.gain(volume)
     return prediction

@@ -54,6 +54,8 @@ class Reconstruction:
         Whether the local PCA gets a share.
     fusion, single_b0
         Trained networks of :mod:`.fusion`, if there are any; they need the local PCA.
+    mirrored
+        Whether each network sees every volume as it is and mirrored.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class Reconstruction:
     local_pca: bool = True
     fusion: nn.Module | None = None
     single_b0: nn.Module | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         self.blends: dict[int, Blend] = {}
@@ -92,7 +95,9 @@ class Reconstruction:
             members = targets[self.context.shell[targets] == shell].tolist()
             for v in members:
                 # no other target looks at this base
-                prediction = predict_volume(self.model, self.context, v, tiles, self.precision)
+                prediction = predict_volume(
+                    self.model, self.context, v, tiles, self.precision, mirrored=self.mirrored
+                )
                 self.context.base_vn[v] = self._voxels.gather(prediction)
             self.blends[shell] = calibrate(map(self._residuals, members))
 
@@ -130,8 +135,9 @@ class Reconstruction:
 
     def _fused(self, network: nn.Module, volume: int, estimates: Sequence[Tensor]) -> Tensor:
         seen = Estimates(self._voxels, lambda _: estimates, self.context.targets)
+        tiles = self._fusion_tiles[network]
         return self._voxels.gather(
-            predict_volume(network, seen, volume, self._fusion_tiles[network], self.precision)
+            predict_volume(network, seen, volume, tiles, self.precision, mirrored=self.mirrored)
         )
 
     def _tiles(self, model: nn.Module) -> list[tuple[Box, Box]]:
