@@ -59,7 +59,8 @@ def predict_volume(
         ):
             output = model(inputs, coordinates)[0, 0].float()
             if mirrored:
-                inputs = inputs.flip(2, 3, 4)
+                # all voxels in reverse order: flipping three axes takes five times as long
+                inputs = inputs.flatten(2).mT.flip(1).mT.unflatten(2, inputs.shape[2:])
                 output += model(inputs, coordinates)[0, 0].float().flip(0, 1, 2)
                 output /= 2
         inner = tuple(slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True))
