@@ -56,8 +56,8 @@ class Voxels:
     def __init__(self, mask_xyz: Tensor) -> None:
         self.mask_xyz = mask_xyz
         self.where_n = mask_xyz.flatten().nonzero().flatten()
-        index = torch.zeros(mask_xyz.numel(), dtype=torch.long, device=mask_xyz.device)
-        index[self.where_n] = torch.arange(len(self.where_n), device=mask_xyz.device)
+        index = torch.zeros(mask_xyz.numel(), dtype=torch.int32, device=mask_xyz.device)
+        index[self.where_n] = torch.arange(len(self.where_n), dtype=torch.int32, device=mask_xyz.device)
         self.index_xyz = index.view(mask_xyz.shape)
         # every volume is predicted in the same few tiles; the patches of a training are all different
         self._cut = lru_cache(maxsize=CUTS_KEPT)(self._make_cut)
@@ -103,7 +103,9 @@ class Cut:
         self.holds_all = len(where_m) == n_voxels
         # outside the mask, the row of zeros after all others
         self.row_xyz = torch.full_like(index_xyz, len(where_m), memory_format=torch.contiguous_format)
-        self.row_xyz.view(-1)[where_m] = torch.arange(len(where_m), device=index_xyz.device)
+        self.row_xyz.view(-1)[where_m] = torch.arange(
+            len(where_m), dtype=index_xyz.dtype, device=index_xyz.device
+        )
 
     def values(self, values_n: Tensor) -> Tensor:
         """Values (M,) of the box's voxels, float32, out of the values (N,) of all."""
