@@ -35,7 +35,7 @@ AUTOMATIC = -1
 MANY_VOLUMES = 60
 """From here on blocks of 2 voxels cost more time than they are worth: the decomposition of each takes (volumes)³."""
 ONE_GRID = range(MANY_VOLUMES, 80)
-"""Numbers of volumes where a second grid of blocks would make a run without steps slower than MP-PCA in MRtrix3."""
+"""Numbers of volumes where one grid of blocks has to do: the time of MP-PCA in MRtrix3, the limit, is near."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ other commands:
 
 exit codes: 0 done, 1 a run failed (the others were finished), 2 bad arguments, 64 usage,
 65 bad data, 70 the workflow could not be built, 74 input/output, 75 try again (out of memory),
-130 interrupted, 137 killed by the kernel for memory. The last line says what happened and where to look.
+130 interrupted, 137 killed by the kernel for memory. The last line says what happened and
+where to look.
 """
 
 

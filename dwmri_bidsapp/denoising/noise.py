@@ -64,6 +64,7 @@ def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]
     mask = torch.from_numpy(np.ascontiguousarray(mask_xyz))
     index_ws, centre_w3 = _full_windows(mask, torch.from_numpy(_with_signal(signal_vn)), edge, n_volumes)
     unit = float(np.mean([np.abs(values_n).mean(dtype=np.float64) for values_n in signal_vn])) or 1.0
+    # made before: small pieces kept between the large ones of each part cut up the memory that these are made in
     n_windows = len(index_ws)
     values_wv, square_wv = torch.empty(n_windows, n_volumes), torch.empty(n_windows, n_volumes)
     free_w = torch.empty(n_windows)
