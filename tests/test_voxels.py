@@ -154,7 +154,7 @@ def test_a_run_that_does_not_fit_is_denoised_from_files_to_the_same_bits(tmp_pat
     data = (500 + 20 * rng.normal(size=(68, 68, 68, 40))).astype(np.float32)
     nb.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / "in.nii")
     assert limited(tmp_path, "usual", 0) == 0
-    limit = 210_000_000
+    limit = 180_000_000
     assert limited(tmp_path, "refused", limit) != 0
     assert limited(tmp_path, "low", limit) == 0
     usual, low = (np.asarray(nb.load(tmp_path / f"{name}.nii").dataobj) for name in ("usual", "low"))

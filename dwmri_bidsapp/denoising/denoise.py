@@ -118,7 +118,7 @@ def denoise(
     _check_shapes(dwi_xyzv, gradients, mask_xyz)
     place = choose_device(device)
     try:
-        with keeping_memory(), exact_float32():
+        with keeping_memory(large=scratch_dir is None), exact_float32():
             return _denoise(
                 dwi_xyzv,
                 gradients,

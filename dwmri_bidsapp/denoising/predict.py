@@ -53,18 +53,21 @@ def predict_volume(
     prediction = torch.zeros(context.voxels.mask_xyz.shape, device=context.device)
     for seen, kept in tiles:
         inputs, coordinates = context.inputs([volume], [seen])
-        with (
-            torch.inference_mode(),
-            torch.autocast(context.device.type, precision.autocast, enabled=precision.autocast is not None),
-        ):
-            output = model(inputs, coordinates)[0, 0].float()
-            if mirrored:
+        inner = tuple(slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True))
+        for turned in (False, True) if mirrored else (False,):
+            if turned:
                 # all voxels in reverse order: flipping three axes takes five times as long
                 inputs = inputs.flatten(2).mT.flip(1).mT.unflatten(2, inputs.shape[2:])
-                output += model(inputs, coordinates)[0, 0].float().flip(0, 1, 2)
-                output /= 2
-        inner = tuple(slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept, strict=True))
-        prediction[kept] = output[inner] / context.gain(volume)
+            with (
+                torch.inference_mode(),
+                torch.autocast(
+                    context.device.type, precision.autocast, enabled=precision.autocast is not None
+                ),
+            ):
+                output = model(inputs, coordinates)[0, 0].float()
+            prediction[kept] += (output.flip(0, 1, 2) if turned else output)[inner]
+            del output  # it would cut up the memory that the next pass needs
+        prediction[kept] /= context.gain(volume) * (2 if mirrored else 1)
     return prediction
 
 

@@ -27,7 +27,7 @@ CUTS_KEPT = 16
 
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NO_LIMIT = 2**31 - 1
+_NO_LIMIT, _LARGE = 2**31 - 1, 1 << 20
 
 
 class Series(Protocol):
@@ -174,18 +174,19 @@ def signals_of(
 
 
 @contextlib.contextmanager
-def keeping_memory() -> Iterator[None]:
+def keeping_memory(*, large: bool = True) -> Iterator[None]:
     """Let the C library keep what is freed until :func:`give_back_memory`, for the next tensor of that size.
 
     It returns large pieces at once otherwise, and the system clears each page of a new one: a quarter of the time of
-    a network on a whole brain.
+    a network on a whole brain. Where memory is short, large ones shall go back: what is kept may be cut up by small
+    objects, by chance, so that the next tensor does not fit into it.
     """
     library = _c_library()
     if library is None:
         yield
         return
     for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        library.mallopt(parameter, _NO_LIMIT)
+        library.mallopt(parameter, _NO_LIMIT if large else _LARGE)
     try:
         yield
     finally:
