@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blend import Blend, box_mean, calibrate, error_variance
+from dwmri_bidsapp.denoising.blend import USUAL_SCALE, Blend, box_mean, calibrate, error_variance
 from dwmri_bidsapp.denoising.blind import BlindBase
 from dwmri_bidsapp.denoising.context import build_context
 from dwmri_bidsapp.denoising.hardware import Precision
 from dwmri_bidsapp.denoising.model import DenoiserNet
-from dwmri_bidsapp.denoising.reconstruct import ERROR_FACTOR, LEAST_PCA_SHARE, Reconstruction
+from dwmri_bidsapp.denoising.reconstruct import LEAST_PCA_SHARE, Reconstruction
 from dwmri_bidsapp.simulation import make_protocol
 
 SHAPE = (16, 15, 14)
@@ -79,7 +79,7 @@ def test_lesion_without_the_local_term_would_stay_wrong() -> None:
     measured = SIGNAL + torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
     ones = torch.ones(SHAPE)
     variance = error_variance(
-        measured, prediction, 0.1 * ones, ones, MASK, box_mean(MASK.float()), Blend(1.0)
+        measured, prediction, 0.1 * ones, ones, MASK, box_mean(MASK.float()), Blend(1.0, 1.0)
     )
     assert float(variance[6, 6, 6]) == pytest.approx(144, rel=0.15)
     torch.testing.assert_close(variance[13:], torch.full_like(variance[13:], 0.1))
@@ -89,7 +89,7 @@ def test_chance_is_not_believed() -> None:
     generator = torch.Generator().manual_seed(5)
     measured, ones = torch.randn(SHAPE, generator=generator), torch.ones(SHAPE)
     variance = error_variance(
-        measured, torch.zeros(SHAPE), torch.zeros(SHAPE), ones, MASK, box_mean(MASK.float()), Blend(1.0)
+        measured, torch.zeros(SHAPE), torch.zeros(SHAPE), ones, MASK, box_mean(MASK.float()), Blend(1.0, 1.0)
     )
     assert float((variance > 0).float().mean()) < 0.02
 
@@ -113,12 +113,30 @@ def test_calibration_is_bounded() -> None:
     assert calibrate([(2 * ones, ones, 0 * ones)]).scale == 4.0
 
 
+@pytest.mark.parametrize("wrong", [0.97, 1.03])
+def test_wrong_noise_variance_does_not_make_the_uncertainty_wrong(wrong: float) -> None:
+    """3% of the noise are a third of the error of such a prediction; too high an uncertainty is not lowered."""
+    generator = torch.Generator().manual_seed(7)
+    ones = torch.ones(200_000)
+    square = (USUAL_SCALE * 0.1 + 1.0) * torch.randn(200_000, generator=generator).square()
+    found = calibrate([(square, wrong * ones, 0.1 * ones)])
+    assert found.scale == pytest.approx(USUAL_SCALE + 10 * (1 - wrong), abs=0.05)
+    assert found.likely_scale == max(USUAL_SCALE, found.scale)
+
+
+@pytest.mark.parametrize(("scale", "likely"), [(0.1, 0.2), (0.8, 0.85), (3.0, 3.0)])
+def test_uncertainty_follows_residuals_that_noise_cannot_explain(scale: float, likely: float) -> None:
+    ones = torch.ones(10)
+    # 4% of the noise, in units of the expected error
+    found = calibrate([((scale * 0.4 + 1.0) * ones, ones, 0.4 * ones)])
+    assert found.scale == pytest.approx(scale, abs=1e-3)
+    assert found.likely_scale == pytest.approx(likely, abs=1e-3)
+
+
 def test_uncertainty_is_the_error_of_the_blend() -> None:
     error = torch.randn((7, *SHAPE), generator=torch.Generator().manual_seed(3))
     _, blended, run = reconstruct(error, expected=1.0)
-    assert float(run.uncertainty().square().mean()) == pytest.approx(
-        ERROR_FACTOR**2 * float(blended.mean()), rel=0.15
-    )
+    assert float(run.uncertainty().square().mean()) == pytest.approx(float(blended.mean()), rel=0.05)
     assert run.blends.keys() == {1}
 
 

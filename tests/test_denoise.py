@@ -387,7 +387,7 @@ def test_uncertainty_of_corrected_values_holds_the_slope_of_the_correction() -> 
     found = denoise(data, gradients, phantom.mask_xyz, options, device="cpu")
     off_nv = np.abs(found.dwi_xyzv - phantom.clean_xyzv)[phantom.mask_xyz][:, gradients.dwi]
     held = np.mean(off_nv <= 1.96 * found.uncertainty_xyz[phantom.mask_xyz][:, None])
-    assert 0.93 < held < 0.98
+    assert 0.9 < held < 0.98
 
 
 def test_noise_map_of_the_user_is_used(

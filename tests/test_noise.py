@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dwmri_bidsapp.denoising.blend import look_up
 from dwmri_bidsapp.denoising.noise import (
     check_noise_map,
     correct_rician_bias,
     estimate_noise_level,
+    look_up,
     noise_variance,
     rician_mean,
     rician_sigma,
@@ -76,6 +76,26 @@ def test_noise_that_varies_in_space_is_followed() -> None:
     assert np.abs(sigma / truth - 1)[[0, -1]].mean() < 0.05
 
 
+def test_noise_that_varies_as_fast_as_windows_are_wide_is_not_flattened() -> None:
+    shape = (36, 36, 36)
+    rng = np.random.default_rng(16)
+    truth = np.broadcast_to(20 + 10 * np.cos(2 * np.pi * np.arange(36) / 24)[:, None, None], shape)
+    dwi = low_rank_signal(shape, 20, 1000.0) + truth[..., None] * rng.normal(size=(*shape, 20))
+    sigma = estimate_noise_level(dwi.astype(np.float32), np.ones(shape, dtype=bool))
+    assert np.abs(sigma / truth - 1)[6:-6].mean() < 0.06
+
+
+def test_signal_as_low_as_the_noise_counts_for_little() -> None:
+    """Nine of 14 components are signal, down to well below the noise, as where few directions meet high signal."""
+    rng = np.random.default_rng(17)
+    found = []
+    for _ in range(20):
+        directions, _ = np.linalg.qr(rng.normal(size=(14, 14)))
+        signal = rng.normal(size=(343, 9)) @ (np.geomspace(8, 0.4, 9)[:, None] * directions[:9])
+        found.append(variance_of(50 + signal + rng.normal(size=(343, 14))))
+    assert 1.0 < np.mean(found) < 1.09
+
+
 def test_only_voxels_of_the_mask_count() -> None:
     shape = (22, 22, 22)
     rng = np.random.default_rng(8)
@@ -136,9 +156,24 @@ def test_variance_below_the_noise_floor_and_far_above_it() -> None:
 def test_channel_noise_is_the_fixed_point() -> None:
     snr = np.array([[0.0, 0.5, 3.0], [1.0, 2.0, 30.0]])
     sigma = np.array([7.0, 3.0])
-    spread = sigma * np.sqrt(rician_variance_factor(snr).mean(axis=1))
-    moment = sigma[:, None] ** 2 * (snr**2 + 2)
-    np.testing.assert_allclose(rician_sigma(spread, moment), sigma, rtol=5e-3)
+    factor = rician_variance_factor(snr)
+    found = rician_sigma(
+        torch.from_numpy(sigma * np.sqrt(factor.mean(axis=1))),
+        torch.from_numpy(sigma[:, None] * rician_mean(snr)),
+        torch.from_numpy(sigma[:, None] ** 2 * factor),
+    )
+    np.testing.assert_allclose(found, sigma, rtol=1e-2)
+
+
+def test_channel_noise_where_fluid_lies_beside_tissue() -> None:
+    """The factor of the mean signal would be 8% too high for the standard deviation."""
+    signal = np.repeat([0.5, 3.5], 100_000)
+    magnitudes = rician(signal, 1.0, np.random.default_rng(15)).astype(np.float64)
+    spread = np.sqrt(rician_variance_factor(signal).mean())
+    mean, variance = magnitudes.mean(), magnitudes.var()
+    assert spread / np.sqrt(rician_variance_factor(np.sqrt(np.square(magnitudes).mean() - 2))) < 0.93
+    found = rician_sigma(*(torch.tensor(x) for x in ([spread], [[mean]], [[variance]])))
+    assert float(found) == pytest.approx(1.0, rel=0.02)
 
 
 def test_voxels_outside_the_field_of_view_have_no_say() -> None:
@@ -154,7 +189,9 @@ def test_voxels_outside_the_field_of_view_have_no_say() -> None:
 
 def test_no_noise_stays_no_noise() -> None:
     with np.errstate(all="raise", under="ignore"):
-        assert rician_sigma(np.zeros(1), np.array([[4.0, 0.0]])).tolist() == [0.0]
+        assert rician_sigma(
+            torch.zeros(1), torch.tensor([[4.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+        ).tolist() == [0.0]
 
 
 def test_bias_correction_inverts_the_mean() -> None:

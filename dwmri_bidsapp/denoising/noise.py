@@ -33,14 +33,18 @@ VALUES_AT_ONCE = 1_500_000
 # both in steps from window to window
 FIT_WIDTH = 0.7
 SLOPE_PENALTY = 0.02
+# how often the map is compared with the windows: see docs/research-log.md
+SHARPENINGS = 2
+# largest eigenvalues of the noise's bulk that do not count, as signals just below what is told from noise lie there
+MAY_HOLD_SIGNAL = 2
 
 
 def estimate_noise_level(dwi_xyzv: Floats, mask_xyz: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Noise standard deviation of each voxel, from the small eigenvalues of windows over the brain.
 
-    In every window the covariance over volumes has a few eigenvalues of signal and a bulk of noise; the bulk's mean
-    is the noise variance once the signal's share of the noise is accounted for. The spread of magnitudes at low
-    signal is smaller than the noise of the two channels; Koay's factor corrects it.
+    In every window the covariance over volumes has a few eigenvalues of signal and a bulk of noise; the bulk's mean,
+    found from all but its largest, is the noise variance once the signal's share of the noise is accounted for. The
+    spread of magnitudes at low signal is smaller than the noise of the two channels; Koay's factor corrects it.
 
     Parameters
     ----------
@@ -66,21 +70,19 @@ def noise_of_signals(signal_vn: NDArray[np.float32], mask_xyz: NDArray[np.bool_]
     unit = float(np.mean([np.abs(values_n).mean(dtype=np.float64) for values_n in signal_vn])) or 1.0
     # made before: small pieces kept between the large ones of each part cut up the memory that these are made in
     n_windows = len(index_ws)
-    values_wv, square_wv = torch.empty(n_windows, n_volumes), torch.empty(n_windows, n_volumes)
+    values_wv, mean_wv, variance_wv = (torch.empty(n_windows, n_volumes) for _ in range(3))
     free_w = torch.empty(n_windows)
     start = 0
     for _, rows_nv, part_ws in slabs(torch.from_numpy(signal_vn), index_ws, VALUES_AT_ONCE):
         part = slice(start, start + len(part_ws))
-        _, mean_wv, cov_wvv, free_w[part] = window_moments(rows_nv / unit, part_ws)
+        _, mean_wv[part], cov_wvv, free_w[part] = window_moments(rows_nv / unit, part_ws)
         # LAPACK finds NaN among numbers next to nothing, which exactly low-rank data leave
         cov_wvv.diagonal(dim1=1, dim2=2).add_(1e-10)
         values_wv[part] = eigvalsh(cov_wvv)
-        share_w1 = (free_w[part] / (free_w[part] + 1))[:, None]
-        square_wv[part] = cov_wvv.diagonal(dim1=1, dim2=2) * share_w1 + mean_wv.square()
+        variance_wv[part] = cov_wvv.diagonal(dim1=1, dim2=2)
         start = part.stop
-    spread_w = noise_variance(values_wv, free_w).sqrt().double().numpy()
-    sigma_w = unit * rician_sigma(spread_w, square_wv.double().numpy())
-    return _spread_to_voxels(centre_w3.numpy(), sigma_w, mask_xyz, edge)
+    sigma_w = unit * rician_sigma(noise_variance(values_wv, free_w).sqrt(), mean_wv, variance_wv)
+    return _map_of_windows(index_ws, centre_w3.numpy(), sigma_w.double().numpy(), mask_xyz, edge)
 
 
 def _window_edge(n_volumes: int) -> int:
@@ -140,7 +142,8 @@ def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
     variance_w = start_w
     # what float32 tells from nothing
     least_w = (1e-7 * values_wv[:, -1]).clamp(min=1e-30)
-    may_be_signal_v = torch.arange(n_variables) >= n_variables - n_variables // 2
+    place_v = torch.arange(n_variables)
+    may_be_signal_v = place_v >= n_variables - n_variables // 2
     for _ in range(10):
         scaled_wv = values_wv / torch.maximum(variance_w, least_w)[:, None]
         true_wv = debias_eigenvalues(scaled_wv, ratio_w[:, None])
@@ -149,29 +152,57 @@ def noise_variance(values_wv: Tensor, count_w: Tensor) -> Tensor:
         share_wv = torch.where(
             signal_wv, 1.0 + ratio_w[:, None] * true_wv / (true_wv - 1.0).clamp(min=1e-3), 0.0
         )
-        noise_w = (values_wv * ~signal_wv).sum(dim=1)
+        bulk_w = n_variables - signal_wv.sum(dim=1)
+        taken_w = torch.maximum(bulk_w - MAY_HOLD_SIGNAL, (bulk_w + 1) // 2)
+        noise_w = (values_wv * (place_v < taken_w[:, None])).sum(dim=1)
+        noise_w = noise_w / _lowest_share(
+            taken_w / bulk_w, bulk_w / (count_w - n_variables + bulk_w).clamp(min=1.0)
+        )
         variance_w = noise_w / (n_variables - share_wv.sum(dim=1)).clamp(min=1.0)
     return torch.where(ratio_w > 1.0, start_w, variance_w)
 
 
 @lru_cache(maxsize=1)
-def _median_table() -> tuple[Floats, Floats]:
-    """Ratios from 0 to 1 and the medians of their Marchenko-Pastur laws with unit variance."""
-    ratios = np.linspace(0.01, 1.0, 100)
+def _marchenko_pastur_table() -> tuple[Floats, Floats]:
+    """Marchenko-Pastur laws with unit variance.
+
+    Returns
+    -------
+    median_r, mass_rp : NDArray
+        For each of the ratios 0, 0.01, … 1: the median (R,), and what the values below the quantiles 0, 0.005, … 1 sum
+        up to (R, P).
+    """
+    quantiles = np.linspace(0.0, 1.0, 201)
     angle = np.linspace(1e-4, np.pi, 4001)
-    medians = [1.0]
-    for ratio in ratios:
+    medians, masses = [1.0], [quantiles]
+    for ratio in np.linspace(0.01, 1.0, 100):
         low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
         x = low + (high - low) * (1 - np.cos(angle)) / 2
         density = ((high - low) / 2 * np.sin(angle)) ** 2 / (2 * np.pi * ratio * x)
-        cumulative = np.cumsum(np.diff(angle) * (density[1:] + density[:-1]) / 2.0)
-        medians.append(np.interp(0.5, np.concatenate([[0.0], cumulative]), x))
-    return np.concatenate([[0.0], ratios]), np.array(medians)
+        below, mass = (
+            np.concatenate([[0.0], np.cumsum(np.diff(angle) * (y[1:] + y[:-1]) / 2.0)])
+            for y in (density, density * x)
+        )
+        medians.append(np.interp(0.5, below, x))
+        masses.append(np.interp(quantiles, below / below[-1], mass / mass[-1]))
+    return np.array(medians), np.array(masses)
 
 
-def _marchenko_pastur_median(ratio: Tensor) -> Tensor:
+def _marchenko_pastur_median(ratio_w: Tensor) -> Tensor:
     """Median of the Marchenko-Pastur law with unit variance, ratio in (0, 1]."""
-    return torch.from_numpy(np.interp(ratio.numpy(), *_median_table()).astype(np.float32))
+    median_r, _ = _marchenko_pastur_table()
+    return torch.from_numpy(
+        np.interp(ratio_w.numpy(), np.linspace(0.0, 1.0, len(median_r)), median_r).astype(np.float32)
+    )
+
+
+def _lowest_share(quantile_w: Tensor, ratio_w: Tensor) -> Tensor:
+    """Share of the sum of all eigenvalues of noise that those below a quantile have, ratio up to 1."""
+    _, mass_rp = _marchenko_pastur_table()
+    place = np.stack(
+        [(n - 1) * x.clamp(0, 1).numpy() for n, x in zip(mass_rp.shape, (ratio_w, quantile_w), strict=True)]
+    )
+    return torch.from_numpy(ndimage.map_coordinates(mass_rp, place, order=1).astype(np.float32))
 
 
 def rician_variance_factor(snr: Floats) -> Floats:
@@ -200,30 +231,37 @@ def rician_mean(snr: Floats) -> Floats:
     return np.sqrt(np.pi / 2.0) * bessel
 
 
-def rician_sigma(spread_w: Floats, mean_square_wv: Floats) -> Floats:
-    """Channel noise from the spread of magnitudes and their mean squares (fixed point of Koay & Basser).
+def rician_sigma(spread_w: Tensor, mean_wv: Tensor, variance_wv: Tensor) -> Tensor:
+    """Channel noise from the spread of magnitudes in windows (fixed point of Koay & Basser).
+
+    The noise of a magnitude is smaller where its signal is low, and one window may hold fluid without signal beside
+    tissue: what counts is the mean over the signals of a window, which lie around their own mean as far as the noise
+    does not explain their spread.
 
     Parameters
     ----------
     spread_w
-        (W,) standard deviation of the noise of the magnitudes, averaged over volumes.
-    mean_square_wv
-        (W, V) mean of the squared magnitudes.
+        (W,) standard deviation of the noise of the magnitudes, root mean square over volumes.
+    mean_wv, variance_wv
+        (W, V) mean of the magnitudes over the window, and their variance, noise included.
 
     Returns
     -------
-    NDArray
+    Tensor
         (W,) standard deviation of the noise of one channel.
     """
-    sigma = np.array(spread_w, dtype=np.float64)
-    table = rician_variance_factor(TABLE_SNR)
+    table = rician_variance_table()
+    sigma_w, factor_wv = spread_w, torch.ones_like(mean_wv)
     for _ in range(20):
-        square = np.maximum(sigma[:, None] ** 2, np.finfo(np.float32).tiny)
-        snr = np.sqrt(np.maximum(mean_square_wv / square - 2.0, 0.0))
-        before, sigma = sigma, spread_w / np.sqrt(np.interp(snr, TABLE_SNR, table).mean(axis=1))
-        if np.allclose(before, sigma, rtol=1e-6, atol=0.0):
+        unit_w1 = sigma_w.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        level_wv = (mean_wv / unit_w1).clamp(max=1e3)
+        # two points with the mean and the variance of the signals
+        step_wv = ((variance_wv / unit_w1) / unit_w1 - factor_wv).clamp(0.0, 1e6).sqrt()
+        factor_wv = (look_up(level_wv - step_wv, table) + look_up(level_wv + step_wv, table)) / 2.0
+        before_w, sigma_w = sigma_w, spread_w / factor_wv.mean(dim=1).sqrt()
+        if torch.allclose(before_w, sigma_w, rtol=1e-4, atol=0.0):
             break
-    return sigma
+    return sigma_w
 
 
 def correct_rician_bias(magnitude: Floats, sigma: Floats) -> NDArray[np.float32]:
@@ -249,6 +287,28 @@ def correct_rician_bias(magnitude: Floats, sigma: Floats) -> NDArray[np.float32]
     far = scaled > expected[-1]
     corrected = np.where(far, scaled - 0.5 / np.maximum(scaled, 1.0), corrected)
     return (corrected * sigma).astype(np.float32)
+
+
+def _map_of_windows(
+    index_ws: Tensor, centre_w3: Floats, sigma_w: Floats, mask_xyz: NDArray[np.bool_], edge: int
+) -> NDArray[np.float32]:
+    """Noise map whose root mean square in each window is the window's value, as nearly as a smooth map can be.
+
+    A map through the values of windows is flatter than the noise, since windows average it and their fit does again;
+    what its own windows lack is given back (Van Cittert's method).
+    """
+    map_xyz = _spread_to_voxels(centre_w3, sigma_w, mask_xyz, edge)
+    for _ in range(SHARPENINGS):
+        square_n = torch.from_numpy(map_xyz[mask_xyz]).square()
+        found_w = torch.cat(
+            [
+                (square_n[part_ws.clamp(min=0)] * (part_ws >= 0)).sum(dim=1) / (part_ws >= 0).sum(dim=1)
+                for part_ws in index_ws.split(256)
+            ]
+        ).sqrt()
+        found = np.maximum(found_w.double().numpy(), np.finfo(np.float32).tiny)
+        map_xyz = map_xyz * _spread_to_voxels(centre_w3, sigma_w / found, mask_xyz, edge)
+    return map_xyz
 
 
 def _spread_to_voxels(
@@ -322,3 +382,8 @@ def rician_bias_table(device: str | torch.device = "cpu") -> Tensor:
     """What a mean magnitude lies above its signal, for magnitudes of 0, 0.05, 0.1, … up to 30 sigma."""
     bias = TABLE_SNR - correct_rician_bias(TABLE_SNR, np.ones(1))
     return torch.as_tensor(bias, dtype=torch.float32, device=device)
+
+
+def look_up(magnitude: Tensor, table: Tensor) -> Tensor:
+    """Entries of :func:`rician_variance_table` or :func:`rician_bias_table` at magnitudes in units of sigma."""
+    return table[(magnitude.clamp(0.0, 30.0) * 20.0).round().long()]

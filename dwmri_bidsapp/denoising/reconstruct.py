@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .blend import Blend, box_mean, calibrate, error_variance, look_up
+from .blend import Blend, box_mean, calibrate, error_variance
 from .blind import BlindBase
 from .context import Context
 from .fusion import Estimates
 from .hardware import Precision
-from .noise import rician_bias_table, rician_variance_table
+from .noise import look_up, rician_bias_table, rician_variance_table
 from .predict import predict_volume, tiles_of
 from .voxels import Box
 
@@ -28,9 +28,6 @@ PCA_SHARE_PER_ERROR = 1.1
 FUSED_ERROR_WITHOUT_PCA = 0.06
 FUSED_PCA_SHARE_PER_ERROR = 3.0
 MOST_FUSED_PCA_SHARE = 0.35
-# between the expected error and the one found, so that 95% intervals hold 90 to 98% on seven phantoms; see
-# docs/research-log.md
-ERROR_FACTOR = 1.12
 
 
 @dataclass
@@ -124,7 +121,7 @@ class Reconstruction:
 
     def uncertainty(self) -> Tensor:
         """Expected error (root mean square) of a denoised diffusion-weighted volume, (N,), in SNR units."""
-        return ERROR_FACTOR * (self._variance_n / max(1, self._n_dwi)).sqrt()
+        return (self._variance_n / max(1, self._n_dwi)).sqrt()
 
     def shell_shares(self) -> dict[int, float]:
         """Mean share of the local PCA in the volumes of each shell."""
@@ -161,11 +158,12 @@ class Reconstruction:
         measured_n = self._measured(volume)
         prediction = voxels.scatter(p_n)
         noise = look_up(prediction, self._table)
+        expected = self._expected(volume)
         variance = voxels.gather(
             error_variance(
                 voxels.scatter(measured_n),
                 prediction,
-                self._expected(volume),
+                expected,
                 noise,
                 voxels.mask_xyz,
                 self._count,
@@ -175,7 +173,10 @@ class Reconstruction:
         noise_n = voxels.gather(noise)
         error_n = variance * noise_n / (variance + noise_n) if self.blend else variance
         if self.context.shell[volume] > 0:
-            self._variance_n += self._final_error(p_n, error_n)
+            likely = variance + (blend.likely_scale - blend.scale) * voxels.gather(expected)
+            if self.blend:
+                likely = likely * noise_n / (likely + noise_n)
+            self._variance_n += self._final_error(p_n, likely)
             self._n_dwi += 1
         if not self.blend:
             return p_n, float(error_n.mean())
