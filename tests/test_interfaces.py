@@ -7,6 +7,9 @@ import gzip
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -356,6 +359,28 @@ def test_a_sink_that_is_stopped_leaves_what_was_there(
     with pytest.raises(KeyboardInterrupt):
         sink.run(cwd=str(tmp_path))
     assert {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
+
+
+KILLED = """
+import os, signal, sys
+import niworkflows.interfaces.bids
+from dwmri_bidsapp.interfaces import DerivativesDataSink
+niworkflows.interfaces.bids._copy_any = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sink = DerivativesDataSink(base_directory="out", in_file="x.tsv", desc="denoised", suffix="metrics")
+sink.inputs.source_file = sys.argv[1]
+sink.run(cwd=os.getcwd())
+"""
+
+
+def test_a_sink_that_was_killed_tidies_up_when_it_runs_again(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\n1\n")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / SOURCE)]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert next((tmp_path / "out").iterdir()).name.startswith(".partial-")
+    sink = DerivativesDataSink(base_directory=str(tmp_path / "out"), desc="denoised", suffix="metrics")
+    sink.inputs.source_file, sink.inputs.in_file = str(tmp_path / SOURCE), str(tmp_path / "x.tsv")
+    sink.run(cwd=str(tmp_path))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub-01"]
 
 
 def test_everything_known_about_a_run_is_collected(tmp_path: Path) -> None:

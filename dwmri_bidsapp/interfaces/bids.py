@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,19 +51,21 @@ class DerivativesDataSink(NiworkflowsDataSink):
         out_dir = Path(self.inputs.base_directory)
         with recorded_errors(Path(runtime.cwd)):
             out_dir.mkdir(parents=True, exist_ok=True)
-            # Inside, because only within one file system is a move a single step.
-            with tempfile.TemporaryDirectory(
-                prefix=".partial-", dir=out_dir, ignore_cleanup_errors=True
-            ) as partial:
-                self.inputs.base_directory = partial
-                try:
-                    runtime = super()._run_interface(runtime)
-                finally:
-                    self.inputs.base_directory = str(out_dir)
-                for file in [path for path in Path(partial).rglob("*") if path.is_file()]:
+            # Inside, because only within one file system is a move a single step; named after the node, which finds
+            # again what it left when it was killed.
+            partial = out_dir / f".partial-{hashlib.sha256(os.fsencode(runtime.cwd)).hexdigest()[:16]}"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self.inputs.base_directory = str(partial)
+                runtime = super()._run_interface(runtime)
+                for file in [path for path in partial.rglob("*") if path.is_file()]:
                     target = out_dir / file.relative_to(partial)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, target)
+            finally:
+                self.inputs.base_directory = str(out_dir)
+                shutil.rmtree(partial, ignore_errors=True)
             self._results["out_file"] = [
                 str(out_dir / Path(file).relative_to(partial)) for file in self._results["out_file"]
             ]
