@@ -114,7 +114,7 @@ def test_calibration_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.97, 1.03])
-def test_wrong_noise_variance_does_not_make_the_uncertainty_wrong(wrong: float) -> None:
+def test_wrong_noise_variance_does_not_make_the_uncertainty_too_low(wrong: float) -> None:
     """3% of the noise are a third of the error of such a prediction; too high an uncertainty is not lowered."""
     generator = torch.Generator().manual_seed(7)
     ones = torch.ones(200_000)

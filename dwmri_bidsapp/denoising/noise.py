@@ -254,8 +254,8 @@ def rician_sigma(spread_w: Tensor, mean_wv: Tensor, variance_wv: Tensor) -> Tens
     sigma_w, factor_wv = spread_w, torch.ones_like(mean_wv)
     for _ in range(20):
         unit_w1 = sigma_w.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        # two points with the mean and the variance of the signals, bounded where there is no noise
         level_wv = (mean_wv / unit_w1).clamp(max=1e3)
-        # two points with the mean and the variance of the signals
         step_wv = ((variance_wv / unit_w1) / unit_w1 - factor_wv).clamp(0.0, 1e6).sqrt()
         factor_wv = (look_up(level_wv - step_wv, table) + look_up(level_wv + step_wv, table)) / 2.0
         before_w, sigma_w = sigma_w, spread_w / factor_wv.mean(dim=1).sqrt()
@@ -386,4 +386,4 @@ def rician_bias_table(device: str | torch.device = "cpu") -> Tensor:
 
 def look_up(magnitude: Tensor, table: Tensor) -> Tensor:
     """Entries of :func:`rician_variance_table` or :func:`rician_bias_table` at magnitudes in units of sigma."""
-    return table[(magnitude.clamp(0.0, 30.0) * 20.0).round().long()]
+    return table[(magnitude.clamp(0.0, HIGH_SNR) * 20.0).round().long()]
